@@ -1,0 +1,248 @@
+"""The one configuration tree: defaults, then a YAML file, then ``EASTWEST_…`` variables.
+
+Nothing else reads the environment. Each room gets its own section. Nested fields are named
+``EASTWEST_SECTION__FIELD``; values of variables are read as YAML. Every message names the field,
+the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eastwest.errors import ConfigError
+from eastwest.layout import ParallelLayout
+
+ENV_PREFIX = "EASTWEST_"
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model every pool hosts."""
+
+    source: str = Field(
+        "smollm2-135m-instruct",
+        description="name of a built-in model, path of a Hugging Face directory or GGUF file, "
+        "or hub id (owner/name)",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="weights, activations and KV; auto: bfloat16 where the device computes in "
+        "it, else float32",
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none", description="int8: weight-only, one scale a row; activations and KV stay in dtype"
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/eastwest"), description="where converted models are kept"
+    )
+
+
+class LayoutConfig(Section):
+    """Ranks of one replica."""
+
+    tp: int = Field(1, ge=1, le=1024)
+    pp: int = Field(1, ge=1, le=1024)
+    ep: int = Field(1, ge=1, le=1024)
+    dp: int = Field(1, ge=1, le=1024)
+
+    def layout(self) -> ParallelLayout:
+        return ParallelLayout(self.tp, self.pp, self.ep, self.dp)
+
+
+class PoolConfig(Section):
+    """Replicas of one role."""
+
+    replicas: int = Field(1, ge=0, le=4096)
+    layout: LayoutConfig = LayoutConfig()
+    threads: int = Field(1, ge=1, le=1024, description="compute threads of one rank (CPU)")
+    kv_tokens: int = Field(
+        16384, ge=16, description="size of one replica's paged KV, in tokens"
+    )
+    step_tokens: int = Field(
+        512, ge=1, description="most prompt tokens in one engine step: the chunk of a long prompt"
+    )
+    running_max: int = Field(64, ge=1, description="most sequences decoding at once")
+    waiting_max: int = Field(1024, ge=1, description="most requests waiting inside one worker")
+
+
+class KVConfig(Section):
+    """Blocks and their movement."""
+
+    block_tokens: int = Field(16, ge=1, le=1024, description="tokens of one block")
+    frame_bytes: int = Field(
+        1 << 20, ge=1 << 12, le=1 << 24, description="payload of one transfer frame, at most"
+    )
+    inflight_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="bytes on the way between one pair of workers, at most"
+    )
+    lease_s: float = Field(
+        30.0, gt=0, description="a reservation frees itself this long after its last sign of life"
+    )
+
+
+class StoreConfig(Section):
+    """The offline store of inactive sessions."""
+
+    enabled: bool = True
+    url: str | None = Field(
+        None,
+        description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on a private "
+        "socket, gone with the process",
+    )
+    namespace: str = Field("eastwest", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    ttl_s: float = Field(86400.0, gt=0, description="life of stored KV since its last use")
+    session_ttl_s: float = Field(7 * 86400.0, gt=0, description="life of a session's tokens")
+    idle_s: float = Field(30.0, gt=0, description="a session inactive for this long is spilled")
+    maxmemory_bytes: int = Field(
+        2 << 30, ge=1 << 20, description="limit of the embedded server; it evicts beyond it"
+    )
+    timeout_s: float = Field(2.0, gt=0, description="deadline of one store operation")
+    retry_after_s: float = Field(
+        1.0, gt=0, description="the circuit stays open this long after a failure, then longer"
+    )
+
+
+class LimitsConfig(Section):
+    """What a client may ask for; checked once, at the edge."""
+
+    message_bytes: int = Field(4 << 20, ge=1024, description="one gRPC request")
+    prompt_bytes: int = Field(1 << 20, ge=1, description="prompt text, or all chat messages")
+    stop_strings: int = Field(16, ge=0)
+    stop_bytes: int = Field(256, ge=1, description="one stop string")
+    default_max_tokens: int = Field(256, ge=1, description="where max_tokens is not given")
+    default_timeout_s: float = Field(600.0, gt=0, description="where the client sets no deadline")
+
+
+class RouterConfig(Section):
+    """The global router."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65535, description="0 takes a free port")
+    queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
+    active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
+    attempts_max: int = Field(3, ge=1, description="placements tried for one request, at most")
+    heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
+    worker_timeout_s: float = Field(
+        20.0, gt=0, description="a worker silent for this long is treated as dead"
+    )
+
+    @model_validator(mode="after")
+    def _timeout_spans_heartbeats(self) -> RouterConfig:
+        if self.worker_timeout_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"worker_timeout_s is {self.worker_timeout_s}; allowed: at least three times "
+                f"heartbeat_s ({self.heartbeat_s})"
+            )
+        return self
+
+
+class Config(Section):
+    """The whole tree."""
+
+    model: ModelConfig = ModelConfig()
+    router: RouterConfig = RouterConfig()
+    prefill: PoolConfig = PoolConfig()
+    decode: PoolConfig = PoolConfig()
+    aggregated: PoolConfig = PoolConfig(replicas=0)
+    kv: KVConfig = KVConfig()
+    store: StoreConfig = StoreConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _roles_can_serve(self) -> Config:
+        if bool(self.prefill.replicas) != bool(self.decode.replicas):
+            raise ValueError(
+                f"prefill.replicas is {self.prefill.replicas} and decode.replicas is "
+                f"{self.decode.replicas}; allowed: both at least 1, or both 0"
+            )
+        if not self.prefill.replicas and not self.aggregated.replicas:
+            raise ValueError(
+                "no replicas at all; allowed: prefill and decode, aggregated, or all three"
+            )
+        return self
+
+
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """The resolved tree. `overrides` (nested, from flags) win over variables over the file.
+
+    Raises `ConfigError` naming the field, the value and what is allowed.
+    """
+    tree: dict[str, Any] = _read_yaml(path) if path else {}
+    variables = os.environ if environ is None else environ
+    _merge(tree, _from_environ(variables))
+    _merge(tree, overrides or {})
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_describe(error)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read configuration file {path}: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {where}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds {type(tree).__name__}; allowed: a mapping of sections")
+    return tree
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, raw in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        keys = name.removeprefix(ENV_PREFIX).lower().split("__")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name} is {raw!r}, which is not valid YAML") from error
+        node = value
+        for key in reversed(keys):
+            node = {key: node}
+        _merge(tree, node)
+    return tree
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        present = into.get(key)
+        if isinstance(present, dict) and isinstance(value, Mapping):
+            _merge(present, value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{field} is not a known setting; 'eastwest config show' lists them")
+        elif item["loc"] and not isinstance(item["input"], dict):
+            lines.append(f"{field} is {item['input']!r}; {item['msg']}")
+        else:
+            lines.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

@@ -1,0 +1,96 @@
+"""What the KV of one token is, and which part of it each rank of a parallel layout holds.
+
+The canonical form of the KV of a run of tokens, on the wire and in the store, is the bytes of
+``[layer][K, V][head][token][dim]``, little-endian, restricted to a layer range and a head range.
+A block is such a run of `block_tokens` tokens. Nothing in it depends on a layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eastwest.errors import ConfigError
+
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """The KV of one token. Key and value dims may differ (MLA has one latent and no value)."""
+
+    num_layers: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token over all layers and heads."""
+        return self.slice_bytes(1, self.num_layers, self.num_kv_heads)
+
+    def slice_bytes(self, tokens: int, layers: int, heads: int) -> int:
+        """Bytes of a canonical run of `tokens` over `layers` layers and `heads` heads."""
+        return tokens * layers * heads * (self.key_dim + self.value_dim) * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelLayout:
+    """How the ranks of one replica share a model: tensor, pipeline, expert and data parallel."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of one replica; expert parallelism reuses the tensor and data ranks."""
+        return self.tp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        parts = [f"{n}={v}" for n, v in self._named() if v > 1]
+        return ",".join(parts) or "tp=1"
+
+    def _named(self) -> tuple[tuple[str, int], ...]:
+        return (("tp", self.tp), ("pp", self.pp), ("ep", self.ep), ("dp", self.dp))
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The part of a `KVSpec` that one rank holds: global layer and KV-head index ranges."""
+
+    layers: range
+    heads: range
+
+
+def shard_of(spec: KVSpec, layout: ParallelLayout, rank: int) -> Shard:
+    """The shard of `rank` in `layout`. Ranks count tensor-parallel fastest, then pipeline.
+
+    Layers split as evenly as possible, earlier stages taking the remainder. KV heads split
+    evenly over tp; where tp exceeds them, each head is replicated on tp / heads ranks.
+    """
+    if not 0 <= rank < layout.world_size:
+        raise ConfigError(f"rank {rank} is outside a layout of {layout.world_size} ranks")
+    tp_rank, stage = rank % layout.tp, rank // layout.tp % layout.pp
+    if layout.pp > spec.num_layers:
+        raise ConfigError(f"pp={layout.pp} exceeds the model's {spec.num_layers} layers")
+    base, extra = divmod(spec.num_layers, layout.pp)
+    first = stage * base + min(stage, extra)
+    layers = range(first, first + base + (stage < extra))
+    big, small = max(layout.tp, spec.num_kv_heads), min(layout.tp, spec.num_kv_heads)
+    if big % small:
+        raise ConfigError(f"tp={layout.tp} neither divides nor is a multiple of "
+                          f"{spec.num_kv_heads} KV heads")
+    if layout.tp <= spec.num_kv_heads:
+        width = spec.num_kv_heads // layout.tp
+        heads = range(tp_rank * width, (tp_rank + 1) * width)
+    else:
+        head = tp_rank // (layout.tp // spec.num_kv_heads)
+        heads = range(head, head + 1)
+    return Shard(layers, heads)

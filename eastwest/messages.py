@@ -1,0 +1,229 @@
+"""What the router and a worker say to each other, as plain values.
+
+A `Command` goes down and an `Event` comes up one long-lived stream per router and worker.
+`eastwest.wire` turns them into protobuf; the simulator passes them as they are.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from eastwest.errors import ErrorCode, Phase
+from eastwest.layout import KVSpec, ParallelLayout
+from eastwest.types import FinishReason, Role, SampledToken, SamplingParams
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a replica serves. Equal `fingerprint` means interchangeable KV.
+
+    fingerprint: hash of architecture, weights, dtype. eos_ids: tokens that end a text.
+    """
+
+    name: str
+    fingerprint: str
+    architecture: str
+    dtype: str
+    context_tokens: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    kv: KVSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RankEndpoint:
+    """Where one rank of a replica takes KV: address ``host:port`` of its KvTransfer service."""
+
+    rank: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself when a router connects.
+
+    epoch: this incarnation; larger than that of any former one with the same worker_id.
+    address: ``host:port`` of its gRPC server.
+    """
+
+    worker_id: str
+    epoch: int
+    role: Role
+    address: str
+    model: ModelInfo
+    layout: ParallelLayout
+    endpoints: tuple[RankEndpoint, ...]
+    block_tokens: int
+    num_blocks: int
+    running_max: int
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A decode worker's promise of room, given to the prefill worker that fills it.
+
+    Blocks ``[first_block, num_blocks)`` of the prompt (in blocks of `block_tokens`, the
+    receiver's) must be pushed; those before are already there. `seed` names the incarnation's
+    transfer; frames for another epoch are refused.
+    """
+
+    transfer_id: str
+    worker_id: str
+    epoch: int
+    endpoints: tuple[RankEndpoint, ...]
+    layout: ParallelLayout
+    kv: KVSpec
+    fingerprint: str
+    block_tokens: int
+    first_block: int
+    num_blocks: int
+    lease_s: float
+
+
+# Commands: router to worker.
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Make room for prompt and output on a decode worker, load what is stored; answer Reserved.
+
+    salt: the tenant's cache salt. session_id: "" for none. timeout_s: what is left of the
+    request's deadline when sent.
+    """
+
+    request_id: str
+    salt: str
+    session_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute the prompt, push its KV to the ticket's worker, sample the first token."""
+
+    request_id: str
+    salt: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    ticket: Ticket
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End whatever this worker does for the request; nothing is answered. Idempotent."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The router lives: renew the leases of what it owns."""
+
+
+Command = Reserve | Prefill | Abort | Heartbeat
+
+# Events: worker to router.
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Room is made. cached_tokens were on the device already, loaded_tokens came from the store."""
+
+    request_id: str
+    ticket: Ticket
+    cached_tokens: int
+    loaded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is computed and its first token sampled.
+
+    queue_ns: Prefill received to first chunk started, stored KV read meanwhile included.
+    prefill_ns: first chunk started to token sampled. computed_tokens: prompt tokens that went
+    through the model here. finish: set where the first token is also the last.
+    """
+
+    request_id: str
+    token: SampledToken
+    finish: FinishReason | None
+    queue_ns: int
+    prefill_ns: int
+    computed_tokens: int
+    loaded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """How a sequence joined the decode batch; see `eastwest.timing.SecondTokenParts`."""
+
+    import_ns: int
+    decode_queue_ns: int
+    first_step_ns: int
+    transfer_ns: int
+    transfer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """One sequence's share of a decode step. `first_step` is set with its first tokens only."""
+
+    request_id: str
+    tokens: tuple[SampledToken, ...]
+    finish: FinishReason | None = None
+    first_step: FirstStep | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One decode step of the whole batch: every sequence's tokens in one message."""
+
+    outputs: tuple[SequenceOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker ended its part of the request and holds nothing of it any more."""
+
+    request_id: str
+    code: ErrorCode
+    message: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A worker's state, sent at least every heartbeat interval; also its sign of life."""
+
+    free_blocks: int
+    cached_blocks: int
+    num_blocks: int
+    running: int
+    waiting: int
+    waiting_tokens: int
+    leaked_blocks: int
+    spilled_blocks: int
+    sessions_inactive: int
+    sessions_spilled: int
+    transfer_bytes: int
+    store_available: bool
+
+
+Event = Reserved | Prefilled | Stepped | Failed | Load
+
+
+class Liveness(enum.StrEnum):
+    """How a router sees a worker."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    DOWN = "down"
