@@ -66,9 +66,7 @@ class PoolConfig(Section):
     replicas: int = Field(1, ge=0, le=4096)
     layout: LayoutConfig = LayoutConfig()
     threads: int = Field(1, ge=1, le=1024, description="compute threads of one rank (CPU)")
-    kv_tokens: int = Field(
-        16384, ge=16, description="size of one replica's paged KV, in tokens"
-    )
+    kv_tokens: int = Field(16384, ge=16, description="size of one replica's paged KV, in tokens")
     step_tokens: int = Field(
         512, ge=1, description="most prompt tokens in one engine step: the chunk of a long prompt"
     )

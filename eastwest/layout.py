@@ -85,8 +85,9 @@ def shard_of(spec: KVSpec, layout: ParallelLayout, rank: int) -> Shard:
     layers = range(first, first + base + (stage < extra))
     big, small = max(layout.tp, spec.num_kv_heads), min(layout.tp, spec.num_kv_heads)
     if big % small:
-        raise ConfigError(f"tp={layout.tp} neither divides nor is a multiple of "
-                          f"{spec.num_kv_heads} KV heads")
+        raise ConfigError(
+            f"tp={layout.tp} neither divides nor is a multiple of {spec.num_kv_heads} KV heads"
+        )
     if layout.tp <= spec.num_kv_heads:
         width = spec.num_kv_heads // layout.tp
         heads = range(tp_rank * width, (tp_rank + 1) * width)

@@ -38,8 +38,13 @@ class TtftParts:
 
     @property
     def total_ns(self) -> int:
-        return (self.admission_ns + self.queue_ns + self.reservation_ns + self.prefill_ns
-                + self.delivery_ns)
+        return (
+            self.admission_ns
+            + self.queue_ns
+            + self.reservation_ns
+            + self.prefill_ns
+            + self.delivery_ns
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,7 @@ class SecondTokenParts:
 
     @property
     def total_ns(self) -> int:
-        return (self.exposed_transfer_ns + self.import_ns + self.decode_queue_ns
-                + self.first_step_ns)
+        return self.exposed_transfer_ns + self.import_ns + self.decode_queue_ns + self.first_step_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,7 @@ class SamplingParams:
             raise InvalidArgument("stop_token_ids holds a negative id; allowed: 0 and above")
 
 
-def _in_range(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False
-) -> None:
+def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     inside = math.isfinite(value) and low <= value <= high and not (open_low and value == low)
     if not inside:
         left = "above" if open_low else "from"
@@ -126,11 +124,13 @@ class SampledToken:
 class Usage:
     """Token counts of one request.
 
-    cached_tokens: prompt tokens whose KV was not computed for this request, wherever it came
-    from. loaded_tokens: those of them that were read from the offline store.
+    cached_tokens: prompt tokens whose KV the decode worker had or loaded, so that nobody had to
+    push it. loaded_tokens: those of them that were read from the offline store. computed_tokens:
+    prompt tokens that went through the model for this request.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     loaded_tokens: int = 0
+    computed_tokens: int = 0
