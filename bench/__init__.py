@@ -1,0 +1,11 @@
+"""Benchmarks of the live system and of its parts: ``python -m bench list``.
+
+Each benchmark is a module with ``run(quick) -> list[dict]``, whose rows have the keys metric,
+value, unit, against, against_value, ratio, goal and met. `against` is a peer or a physical limit
+measured in the same run, alternating, medians.
+
+engine       the engine against transformers, same dtype and threads
+kv_transfer  KV over gRPC against a raw TCP socket
+kv_store     the offline store against a raw socket to the same server; resume against recompute
+serving      disaggregated against aggregated, on the same cores
+"""

@@ -1,0 +1,84 @@
+"""Continuous batching: which sequences decode in the next step, and when each one ends.
+
+    add ──▶ WAITING ──▶ RUNNING ──▶ finished or removed
+
+Sequences join between steps, in order of arrival, as long as the batch has room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eastwest.ports import SampleInput, StepRow
+from eastwest.stopping import StopRule
+from eastwest.types import FinishReason, SampledToken, SamplingParams
+
+
+@dataclass(slots=True)
+class Running:
+    """A decoding sequence. `blocks` cover the prompt and max_tokens more."""
+
+    request_id: str
+    prompt: Sequence[int]
+    output: list[int]
+    blocks: Sequence[int]
+    params: SamplingParams
+    stop_rule: StopRule
+    steps: int = field(default=0)
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose KV is present: all but the last one."""
+        return len(self.prompt) + len(self.output) - 1
+
+    def row(self) -> StepRow:
+        banned = self.stop_rule.banned(len(self.output))
+        sample = SampleInput(self.params, self.prompt, self.output, banned)
+        return StepRow(self.output[-1:], self.computed, self.blocks, sample)
+
+
+class DecodeScheduler:
+    """Knows sequences; the worker knows owners, transfers and streams."""
+
+    def __init__(self, running_max: int) -> None:
+        self._running_max = running_max
+        self._sequences: dict[str, Running] = {}
+
+    def add(self, sequence: Running) -> None:
+        """A sequence whose KV is present up to its last output token, which is fed next."""
+        assert sequence.request_id not in self._sequences
+        assert sequence.output
+        self._sequences[sequence.request_id] = sequence
+
+    def remove(self, request_id: str) -> Running | None:
+        """Forget a sequence. Idempotent."""
+        return self._sequences.pop(request_id, None)
+
+    def plan(self) -> list[Running]:
+        """The batch of the next step: the oldest sequences, as many as may run."""
+        batch: list[Running] = []
+        for sequence in self._sequences.values():
+            if len(batch) == self._running_max:
+                break
+            batch.append(sequence)
+        return batch
+
+    def advance(self, sequence: Running, token: SampledToken) -> FinishReason | None:
+        """Append the token of a step; a finished sequence is forgotten."""
+        sequence.output.append(token.token)
+        sequence.steps += 1
+        finish = sequence.stop_rule.finish(token.token, len(sequence.output))
+        if finish is not None:
+            del self._sequences[sequence.request_id]
+        return finish
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._sequences
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def running(self) -> int:
+        return min(len(self._sequences), self._running_max)

@@ -1,0 +1,117 @@
+"""Carries resting sessions to the offline store: after an idle time, or at once under pressure.
+
+A spilled session's blocks stay on the device as clean cache that the pool may evict. Without a
+store that answers, a session keeps resting; only memory pressure lets it go unstored, which
+costs recomputation and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from decode_pool.residency import Residency, Resting, RestState
+from eastwest.clock import Clock, ns, seconds
+from eastwest.errors import StoreUnavailable
+from eastwest.ports import BlockStore, Buffer, KVMemory
+from runtime.holdings import Holdings
+from runtime.stored_prefix import in_thread
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES = 8 << 20
+
+
+class Spiller:
+    """One session at a time, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        store: BlockStore | None,
+        kv: KVMemory,
+        holdings: Holdings,
+        residency: Residency,
+        release: Callable[[Resting], None],
+        retry_s: float,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._kv = kv
+        self._holdings = holdings
+        self._residency = residency
+        self._release = release
+        self._retry_ns = ns(retry_s)
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._one = asyncio.Lock()
+        self.spilled_blocks = 0
+        self.spilled_sessions = 0
+
+    def wake(self) -> None:
+        """The residency has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Spill what falls due; ends by being cancelled."""
+        if self._store is None:
+            return
+        while True:
+            self._wake.clear()
+            resting = self._residency.due(self._clock.now_ns())
+            if resting is not None:
+                await self.spill(resting)
+                continue
+            due = self._residency.next_due_ns()
+            delay = None if due is None else max(0.0, seconds(due - self._clock.now_ns()))
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def spill(self, resting: Resting) -> bool:
+        """Store the session's blocks, then let go of them; False where the store refuses."""
+        self._residency.spilling(resting)
+        retry_ns: int | None = self._clock.now_ns()
+        try:
+            async with self._one:
+                await self._write(resting)
+            retry_ns = None
+            self.spilled_blocks += len(resting.blocks)
+            self.spilled_sessions += 1
+        except StoreUnavailable as error:
+            log.warning("session keeps resting, not stored: %s", error.message)
+            retry_ns = self._clock.now_ns() + self._retry_ns
+        finally:
+            if self._residency.spill_ended(resting, retry_ns):
+                self._release(resting)
+        return retry_ns is None
+
+    async def make_room(self) -> bool:
+        """Let go of one session's blocks, stored if it is idle; False if there is none."""
+        victim = self._residency.victim()
+        if victim is None:
+            return False
+        idle = victim.state is RestState.INACTIVE
+        stored = idle and self._store is not None and await self.spill(victim)
+        if not stored and victim in self._residency:
+            log.warning("session dropped unstored under memory pressure")
+            self._residency.drop(victim)
+            self._release(victim)
+        return True
+
+    async def _write(self, resting: Resting) -> None:
+        if self._store is None:
+            raise StoreUnavailable("no offline store is configured")
+        batch = max(1, BATCH_BYTES // (self._kv.spec.bytes_per_token * self._kv.block_tokens))
+        for start in range(0, len(resting.blocks), batch):
+            part = slice(start, start + batch)
+            payloads = await in_thread(self._read, resting.blocks[part])
+            await self._store.write(list(zip(resting.hashes[part], payloads, strict=True)))
+
+    def _read(self, blocks: Sequence[int]) -> list[Buffer]:
+        spec = self._kv.spec
+        layers, heads = range(spec.num_layers), range(spec.num_kv_heads)
+        return [self._kv.read([block], layers, heads) for block in blocks]

@@ -1,0 +1,281 @@
+"""The `eastwest` command. Every failure is one clear line and a non-zero exit code:
+1 for what went wrong, 2 for a command that is not understood, 130 for an interrupt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from deploy.report import loads_lines, timing_table, usage_lines, workers_table
+from eastwest.client import AsyncClient, AsyncGeneration
+from eastwest.config import Config, load_config
+from eastwest.errors import ConfigError, EastWestError
+from eastwest.types import SamplingParams
+
+app = typer.Typer(
+    name="eastwest",
+    help="Disaggregated prefill/decode serving for large language models. "
+    "Start with 'eastwest demo', then 'eastwest serve' and 'eastwest chat'.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+ConfigPath = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file; see 'eastwest config show'.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="One setting, such as decode.replicas=2. Repeatable."),
+]
+Address = Annotated[
+    str, typer.Option("--address", "-a", help="host:port of the router.", show_default=True)
+]
+INTERRUPTED = 130
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+Tenant = Annotated[str, typer.Option(help="Isolation domain of caches and sessions.")]
+SessionId = Annotated[
+    str | None, typer.Option(help="Continue (or begin) a conversation that the server keeps.")
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same output.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")]
+Timing = Annotated[bool, typer.Option("--timing", help="Show where the time went.")]
+Timeout = Annotated[float | None, typer.Option(help="Deadline in seconds.")]
+
+
+@app.command()
+def serve(
+    config: ConfigPath = None,
+    settings: Settings = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Join this Ray cluster instead of starting a local one."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Start store, Ray, router and workers; serve until SIGINT or SIGTERM."""
+    from deploy.serve import serve as serve_until_cancelled
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    resolved = _config(config, settings)
+    if not _run(serve_until_cancelled(resolved, ray_address, console)):
+        console.print("everything is stopped")
+
+
+@app.command()
+def demo(config: ConfigPath = None, settings: Settings = None) -> None:
+    """One question through prefill, transfer and decode; the session spills and resumes."""
+    from deploy.demo import run_demo
+
+    logging.basicConfig(level=logging.ERROR)
+    if not _run(run_demo(_config(config, ["router.port=0", *(settings or [])]), console)):
+        raise SystemExit(INTERRUPTED)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads standard input.")],
+    address: Address = DEFAULT_ADDRESS,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    session: SessionId = None,
+    tenant: Tenant = "",
+    timeout: Timeout = None,
+    timing: Timing = False,
+) -> None:
+    """Continue a prompt."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = _sampling(temperature, seed, stop, max_tokens)
+
+    async def call() -> None:
+        async with AsyncClient(address, tenant=tenant, timeout_s=timeout) as client:
+            await _stream(client.generate(text, sampling=sampling, session=session), timing)
+
+    _run(call())
+
+
+@app.command()
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="One message; without it, a conversation.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = None,
+    session: SessionId = None,
+    tenant: Tenant = "",
+    timeout: Timeout = None,
+    timing: Timing = False,
+) -> None:
+    """Talk to the model; an empty line or end of input ends the conversation."""
+    sampling = _sampling(temperature, seed, None, max_tokens)
+
+    async def call() -> None:
+        history = [{"role": "system", "content": system}] if system else []
+        async with AsyncClient(address, tenant=tenant, timeout_s=timeout) as client:
+            while text := message if message is not None else await _ask():
+                turn = [*history, {"role": "user", "content": text}]
+                generation = client.chat(turn, sampling=sampling, session=session)
+                answer = await _stream(generation, timing)
+                # A session keeps its history on the server.
+                history = [] if session else [*turn, {"role": "assistant", "content": answer}]
+                if message is not None:
+                    return
+
+    _run(call())
+
+
+@app.command()
+def status(address: Address = DEFAULT_ADDRESS) -> None:
+    """Show the router's load and its workers."""
+
+    async def call() -> None:
+        async with AsyncClient(address, timeout_s=10.0) as client:
+            info, model, loads = (
+                await client.server_info(),
+                await client.model_info(),
+                await client.loads(),
+            )
+            console.print(
+                f"eastwest {info.version}, router {info.router_id}, up {info.uptime_s:.0f} s, "
+                f"model {model.name} ({model.dtype}, context {model.context_tokens:,} tokens)"
+            )
+            console.print(loads_lines(loads))
+            console.print(workers_table(loads.workers))
+
+    _run(call())
+
+
+@app.command()
+def models(config: ConfigPath = None, settings: Settings = None) -> None:
+    """List the models that can be served by name."""
+    from engine.catalog import builtin_models
+
+    table = Table(box=None)
+    for column in ("name", "what it is", "licence", "ready"):
+        table.add_column(column)
+    for entry in builtin_models(_config(config, settings).model):
+        ready = "yes" if entry.ready else "downloaded on first use"
+        table.add_row(entry.name, entry.description, entry.licence, ready)
+    console.print(table)
+    console.print(
+        "model.source also takes the path of a Hugging Face directory or GGUF file, "
+        "or a hub id (owner/name)."
+    )
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath = None, settings: Settings = None) -> None:
+    """Print the resolved configuration as YAML."""
+    tree = _config(config, settings).model_dump(mode="json")
+    console.print(yaml.safe_dump(tree, sort_keys=False), end="", markup=False)
+
+
+async def _ask() -> str:
+    try:
+        return (await asyncio.to_thread(console.input, "[bold]you:[/] ")).strip()
+    except EOFError:
+        return ""
+
+
+async def _stream(generation: AsyncGeneration, timing: bool) -> str:
+    async for chunk in generation:
+        console.print(chunk.text, end="", markup=False, soft_wrap=True)
+    console.print()
+    completion = await generation
+    if timing:
+        console.print(timing_table(completion))
+        console.print(usage_lines(completion))
+    return completion.text
+
+
+def _sampling(
+    temperature: float, seed: int | None, stop: list[str] | None, max_tokens: int | None
+) -> SamplingParams:
+    return SamplingParams(
+        temperature=temperature, seed=seed, stop=tuple(stop or ()), max_tokens=max_tokens
+    )
+
+
+def _config(path: Path | None, settings: list[str] | None) -> Config:
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, raw = setting.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {setting!r} is not understood; allowed: section.field=value")
+        node = overrides
+        *sections, field = name.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        try:
+            node[field] = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
+    return load_config(path, overrides=overrides)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> bool:
+    """Run to the end; False where SIGINT or SIGTERM broke it off. Clean-up is never broken off:
+    the first signal begins it, and later ones change nothing."""
+
+    async def main() -> bool:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        signalled = False
+
+        def end() -> None:
+            nonlocal signalled
+            if not signalled:
+                signalled = True
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not signalled:
+                raise
+        return not signalled
+
+    return asyncio.run(main())
+
+
+def main() -> None:
+    """Entry point of the `eastwest` command."""
+    try:
+        app()
+    except EastWestError as error:
+        phase = f" (in phase {error.phase})" if error.phase else ""
+        errors.print(f"eastwest: {error.message}{phase}", markup=False, soft_wrap=True)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

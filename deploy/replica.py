@@ -1,0 +1,266 @@
+"""Puts one replica together: an engine, its blocks, prefill and decode over them, and the gRPC
+server that speaks for it.
+
+Every replica has both sides; its role says what a router sends to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+import grpc.aio
+
+from decode_pool.worker import DecodeWorker
+from eastwest.clock import Clock, ns
+from eastwest.config import Config, PoolConfig
+from eastwest.errors import ConfigError
+from eastwest.messages import (
+    Abort,
+    Command,
+    Heartbeat,
+    Load,
+    Prefill,
+    RankEndpoint,
+    Reserve,
+    Ticket,
+    WorkerInfo,
+)
+from eastwest.ports import BlockStore, Engine
+from eastwest.rpc import server_options
+from eastwest.types import Role
+from engine.blocks import BlockPool
+from kv_transfer.auditor import Audit
+from kv_transfer.ledger import OwnerKind
+from kv_transfer.sender import KvSender
+from kv_transfer.service import KvTransferService
+from prefill_pool.worker import PrefillWorker
+from runtime.control import ControlService
+from runtime.holdings import Holdings
+from runtime.step_loop import StepLoop
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+# Commands carry whole prompts, and frames up to kv.frame_bytes of KV.
+MESSAGE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a replica is. epoch: larger than that of any former incarnation of `worker_id`."""
+
+    worker_id: str
+    epoch: int
+    role: Role
+    host: str
+    port: int = 0
+
+
+def pool_of(config: Config, role: Role) -> PoolConfig:
+    """The section that describes replicas of `role`."""
+    return {
+        Role.PREFILL: config.prefill,
+        Role.DECODE: config.decode,
+        Role.AGGREGATED: config.aggregated,
+    }[role]
+
+
+class Replica:
+    """One replica of one rank. `start` binds its port; `stop` ends everything it began.
+
+    Made on the event loop it lives on. The engine and the store are the caller's until `start`
+    and closed by `stop`.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        engine: Engine,
+        store: BlockStore | None,
+        config: Config,
+        clock: Clock,
+    ) -> None:
+        self._identity = identity
+        self._engine = engine
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._info: WorkerInfo | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        pool = pool_of(config, identity.role)
+        self._pool = pool
+        kv = engine.kv
+        self._holdings = Holdings(BlockPool(kv.num_blocks))
+        self._loop = StepLoop(engine, clock)
+        self._control = ControlService(self, self.info, config.router.heartbeat_s)
+        self._decode = DecodeWorker(
+            info=self.info,
+            model=engine.model,
+            kv=kv,
+            holdings=self._holdings,
+            loop=self._loop,
+            epoch=identity.epoch,
+            store=store,
+            emit=self._control.emit,
+            pool=pool,
+            kv_config=config.kv,
+            store_config=config.store,
+            clock=clock,
+        )
+        self._sender = KvSender(
+            kv, engine.layout, 0, config.kv, clock, fingerprint=engine.model.fingerprint
+        )
+        self._prefill = PrefillWorker(
+            model=engine.model,
+            kv=kv,
+            holdings=self._holdings,
+            loop=self._loop,
+            sender=self._sender,
+            store=store,
+            local=self._decode.in_place,
+            is_self=self._is_self,
+            emit=self._control.emit,
+            pool=pool,
+            kv_config=config.kv,
+            clock=clock,
+        )
+        # Decode rows first: a prompt chunk joins the batch, it does not displace it.
+        self._loop.add(self._decode)
+        self._loop.add(self._prefill)
+
+    def info(self) -> WorkerInfo:
+        """Who this replica is; known once it has started."""
+        assert self._info is not None
+        return self._info
+
+    async def start(self) -> WorkerInfo:
+        """Serve; returns the address and all else a router needs."""
+        options = server_options(MESSAGE_BYTES)
+        self._server = grpc.aio.server(options=options)
+        self._control.add_to(self._server)
+        transfers = KvTransferService(
+            self._decode.receiver, self._clock, idle_s=self._config.kv.lease_s
+        )
+        transfers.add_to(self._server)
+        identity = self._identity
+        try:
+            port = self._server.add_insecure_port(f"{identity.host}:{identity.port}")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {identity.host}:{identity.port}: is the port in use?"
+            ) from error
+        address = f"{identity.host}:{port}"
+        self._info = WorkerInfo(
+            worker_id=identity.worker_id,
+            epoch=identity.epoch,
+            role=identity.role,
+            address=address,
+            model=self._engine.model,
+            layout=self._engine.layout,
+            endpoints=(RankEndpoint(0, address),),
+            block_tokens=self._engine.kv.block_tokens,
+            num_blocks=self._engine.kv.num_blocks,
+            running_max=self._pool.running_max,
+        )
+        await self._server.start()
+        self._spawn(self._loop.run(), "steps")
+        self._spawn(self._decode.spiller.run(), "spiller")
+        self._spawn(self._tick(), "ticks")
+        return self._info
+
+    async def stop(self) -> None:
+        """End all work and release everything. Idempotent."""
+        if self._info is None:
+            return
+        await self._server.stop(grace=0)
+        await self._prefill.close()
+        await self._decode.close()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sender.close()
+        self._loop.close()
+        if self._store is not None:
+            await self._store.close()
+        self._engine.close()
+        self._info = None
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_report)
+        self._tasks.append(task)
+
+    # CommandHandler.
+
+    def handle(self, router_id: str, command: Command) -> None:
+        match command:
+            case Reserve():
+                self._decode.reserve(router_id, command)
+            case Prefill():
+                self._prefill.prefill(router_id, command)
+            case Abort():
+                self._prefill.abort(command.request_id)
+                self._decode.abort(command.request_id)
+            case Heartbeat():
+                until = self._clock.now_ns() + ns(self._config.kv.lease_s)
+                self._holdings.ledger.renew_router(router_id, until)
+
+    def router_gone(self, router_id: str) -> None:
+        self._prefill.router_gone(router_id)
+        self._decode.router_gone(router_id)
+
+    def load(self) -> Load:
+        pool = self._holdings.pool
+        spiller = self._decode.spiller
+        return Load(
+            free_blocks=pool.free_blocks,
+            cached_blocks=pool.cached_blocks,
+            num_blocks=pool.num_blocks,
+            running=self._decode.running,
+            waiting=self._decode.waiting + self._prefill.waiting,
+            waiting_tokens=self._prefill.waiting_tokens,
+            leaked_blocks=self.audit().leaked_blocks,
+            spilled_blocks=spiller.spilled_blocks,
+            sessions_inactive=len(self._decode.residency),
+            sessions_spilled=spiller.spilled_sessions,
+            transfer_bytes=self._decode.transfer_bytes,
+            store_available=self._store is not None and getattr(self._store, "available", True),
+        )
+
+    def audit(self) -> Audit:
+        """Who holds what, and what does not add up."""
+        return self._holdings.audit({*self._prefill.owners(), *self._decode.owners()})
+
+    @property
+    def transfers_open(self) -> int:
+        return self._decode.receiver.transfers_open
+
+    # Time.
+
+    async def _tick(self) -> None:
+        while True:
+            now = self._clock.now_ns()
+            self._prefill.tick(now)
+            self._decode.tick(now)
+            for owner in self._holdings.ledger.expired(now):
+                if owner.kind is OwnerKind.PREFILL:
+                    self._prefill.abort(owner.id)
+                else:
+                    self._decode.expire(owner.id)
+            await asyncio.sleep(TICK_S)
+
+    def _is_self(self, ticket: Ticket) -> bool:
+        info = self.info()
+        return (ticket.worker_id, ticket.epoch) == (info.worker_id, info.epoch)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A background task that ends by an error is a defect; say so at once."""
+    with contextlib.suppress(asyncio.CancelledError):
+        if (error := task.exception()) is not None:
+            log.error("background task %s ended", task.get_name(), exc_info=error)

@@ -1,0 +1,96 @@
+"""One prompt on its way through a prefill worker.
+
+PLACING    waits for blocks
+LOADING    reads stored KV of its prefix
+COMPUTING  its chunks run; finished blocks are pushed meanwhile
+PUSHING    the first token is known; the rest of the KV is on its way
+ENDED
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from eastwest.blocks import BlockHash
+from eastwest.messages import Prefill, Ticket
+from eastwest.ports import SampleInput, StepRow
+from eastwest.stopping import StopRule
+from eastwest.types import SampledToken
+from kv_transfer.ledger import Owner
+from prefill_pool.scheduler import Chunk
+
+
+class JobState(enum.StrEnum):
+    PLACING = "placing"
+    LOADING = "loading"
+    COMPUTING = "computing"
+    PUSHING = "pushing"
+    ENDED = "ended"
+
+
+class Target(Protocol):
+    """Where the KV of a prompt goes: over the network, or into a reservation in this replica."""
+
+    def ready(self, num_blocks: int) -> None:
+        """The first `num_blocks` blocks of the sequence are computed."""
+
+    async def finish(self, first_token: SampledToken, *, finished: bool) -> object:
+        """Everything is computed: deliver the rest and commit, or raise a typed error."""
+
+    async def abort(self) -> None:
+        """Give up. Idempotent."""
+
+
+class LocalReservations(Protocol):
+    """The reservations of the decode worker that shares this replica, if there is one."""
+
+    def blocks_of(self, ticket: Ticket) -> Sequence[int]:
+        """The reserved blocks; raises `LeaseExpired` where the reservation is gone."""
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Whether the reservation is still there; its blocks may be written only while it is."""
+
+    def target(self, ticket: Ticket) -> Target:
+        """Commits straight into the reservation: what was computed is already in place."""
+
+
+@dataclass(slots=True)
+class Job:
+    """State of one prompt. `blocks` hold its KV and, unless `local`, belong to `owner`."""
+
+    command: Prefill
+    router_id: str
+    owner: Owner
+    stop_rule: StopRule
+    hashes: list[BlockHash]
+    received_ns: int
+    deadline_ns: int
+    first_token: asyncio.Future[SampledToken]
+    local: bool = False
+    target: Target | None = None
+    state: JobState = JobState.PLACING
+    blocks: Sequence[int] = ()
+    present_tokens: int = 0
+    loaded_tokens: int = 0
+    published: int = 0
+    started_ns: int | None = None
+    sampled_ns: int = 0
+    ending: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def request_id(self) -> str:
+        return self.command.request_id
+
+    def row(self, chunk: Chunk) -> StepRow:
+        """The engine's row for a chunk; the one that ends the prompt samples."""
+        prompt = self.command.prompt
+        sample = None
+        if chunk.stop == len(prompt):
+            banned = self.stop_rule.banned(0)
+            sample = SampleInput(self.command.sampling, prompt, (), banned)
+        return StepRow(prompt[chunk.start : chunk.stop], chunk.start, self.blocks, sample)

@@ -1,0 +1,312 @@
+"""Carries prompts from command to committed transfer: blocks, stored prefix, chunks, push.
+
+Each job is one task that waits for what it needs; the chunks themselves run in the replica's
+step loop. Whatever ends a job, it gives back its blocks and its transfer, and reports a failure
+unless the router asked for the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+
+from eastwest.blocks import BlockHash, block_hashes, blocks_for, hash_seed
+from eastwest.clock import Clock, ns
+from eastwest.config import KVConfig, PoolConfig
+from eastwest.errors import (
+    DeadlineExceeded,
+    EastWestError,
+    InternalError,
+    InvalidArgument,
+    LeaseExpired,
+    Overloaded,
+    Phase,
+)
+from eastwest.messages import Event, Failed, ModelInfo, Prefill, Prefilled, Ticket
+from eastwest.ports import BlockStore, KVMemory, StepRow
+from eastwest.stopping import StopRule
+from kv_transfer.ledger import Owner, OwnerKind
+from kv_transfer.sender import KvSender
+from prefill_pool.job import Job, JobState, LocalReservations, Target
+from prefill_pool.scheduler import Chunk, PromptScheduler
+from runtime.holdings import Holdings
+from runtime.step_loop import StepLoop, StepResult
+from runtime.stored_prefix import load_stored
+
+log = logging.getLogger(__name__)
+
+_PHASES = {
+    JobState.PLACING: Phase.QUEUE,
+    JobState.LOADING: Phase.QUEUE,
+    JobState.COMPUTING: Phase.PREFILL,
+    JobState.PUSHING: Phase.TRANSFER,
+    JobState.ENDED: Phase.TRANSFER,
+}
+
+
+class PrefillWorker:
+    """The prefill side of a replica. `emit` puts an event on a router's stream."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelInfo,
+        kv: KVMemory,
+        holdings: Holdings,
+        loop: StepLoop,
+        sender: KvSender,
+        store: BlockStore | None,
+        local: LocalReservations | None,
+        is_self: Callable[[Ticket], bool],
+        emit: Callable[[str, Event], None],
+        pool: PoolConfig,
+        kv_config: KVConfig,
+        clock: Clock,
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._holdings = holdings
+        self._loop = loop
+        self._sender = sender
+        self._store = store
+        self._local = local
+        self._is_self = is_self
+        self._emit = emit
+        self._pool = pool
+        self._lease_ns = ns(kv_config.lease_s)
+        self._clock = clock
+        self._scheduler = PromptScheduler(pool.step_tokens)
+        self._jobs: dict[str, Job] = {}
+        self._placing = asyncio.Lock()
+        self._planned: list[Chunk] = []
+
+    # Commands.
+
+    def prefill(self, router_id: str, command: Prefill) -> None:
+        """Begin a job; its outcome is Prefilled, then silence, or Failed."""
+        try:
+            job = self._admit(router_id, command)
+        except EastWestError as error:
+            self._fail(router_id, command.request_id, error, Phase.QUEUE)
+            return
+        self._jobs[job.request_id] = job
+        job.task = asyncio.create_task(self._run(job), name=f"prefill {job.request_id}")
+
+    def abort(self, request_id: str) -> None:
+        """End a job without an answer. Idempotent."""
+        job = self._jobs.get(request_id)
+        if job is not None and job.task is not None:
+            job.task.cancel()
+
+    def router_gone(self, router_id: str) -> None:
+        """The router's stream is gone: end what it owned."""
+        for job in [j for j in self._jobs.values() if j.router_id == router_id]:
+            self.abort(job.request_id)
+
+    def tick(self, now_ns: int) -> None:
+        """End jobs whose deadline has passed."""
+        for job in list(self._jobs.values()):
+            if now_ns >= job.deadline_ns and not job.ending and job.task is not None:
+                job.ending = True
+                phase = _PHASES[job.state]
+                message = f"the deadline passed in phase {phase}"
+                error = DeadlineExceeded(message, phase=phase)
+                self._fail(job.router_id, job.request_id, error, phase)
+                job.task.cancel()
+
+    def owners(self) -> Collection[Owner]:
+        """Owners of blocks that live, for the auditor."""
+        return [j.owner for j in self._jobs.values() if j.blocks and not j.local]
+
+    @property
+    def waiting(self) -> int:
+        """Jobs whose first token is not known yet."""
+        return sum(j.state is not JobState.PUSHING for j in self._jobs.values())
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._scheduler.waiting_tokens
+
+    async def close(self) -> None:
+        """End all jobs."""
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # One job.
+
+    def _admit(self, router_id: str, command: Prefill) -> Job:
+        if len(self._jobs) >= self._pool.waiting_max:
+            raise Overloaded(f"the prefill worker holds {len(self._jobs)} requests, its most")
+        if command.request_id in self._jobs:
+            raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
+        total = blocks_for(len(command.prompt), self._kv.block_tokens)
+        if not self._holdings.could_ever_hold(total):
+            raise InvalidArgument(
+                f"the prompt needs {total} KV blocks; this worker has {self._kv.num_blocks}"
+            )
+        now = self._clock.now_ns()
+        seed = hash_seed(self._model.fingerprint, command.salt)
+        return Job(
+            command=command,
+            router_id=router_id,
+            owner=Owner(OwnerKind.PREFILL, command.request_id),
+            stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
+            hashes=block_hashes(command.prompt, self._kv.block_tokens, seed),
+            received_ns=now,
+            deadline_ns=now + ns(command.timeout_s),
+            first_token=asyncio.get_running_loop().create_future(),
+            local=self._is_self(command.ticket),
+        )
+
+    async def _run(self, job: Job) -> None:
+        done = False
+        try:
+            job.target = await self._place(job)
+            await self._compute(job)
+            await self._hand_over(job, job.target)
+            done = True
+        except EastWestError as error:
+            self._fail(job.router_id, job.request_id, error, _PHASES[job.state])
+        except Exception as error:
+            log.exception("prefill of %s failed", job.request_id)
+            internal = InternalError(f"prefill failed: {type(error).__name__}: {error}")
+            self._fail(job.router_id, job.request_id, internal, _PHASES[job.state])
+        finally:
+            await self._end(job, abort=not done)
+
+    async def _place(self, job: Job) -> Target:
+        """Give the job blocks, with as much of its prefix in them as can be had."""
+        ticket = job.command.ticket
+        # The last prompt token must run through the model: its logits give the first token.
+        usable = (len(job.command.prompt) - 1) // self._kv.block_tokens
+        if job.local:
+            assert self._local is not None
+            job.blocks = self._local.blocks_of(ticket)
+            job.present_tokens = min(usable, ticket.first_block) * self._kv.block_tokens
+            return self._local.target(ticket)
+        hashes = job.hashes[:usable]
+        shared = await self._take(job, hashes)
+        job.state = JobState.LOADING
+        missing = hashes[shared:]
+        blocks = job.blocks[shared : shared + len(missing)]
+        loaded = await load_stored(self._store, self._kv, missing, blocks)
+        job.loaded_tokens = loaded * self._kv.block_tokens
+        job.present_tokens = shared * self._kv.block_tokens + job.loaded_tokens
+        self._publish(job, shared + loaded)
+        target = self._sender.begin(ticket, job.blocks, deadline_ns=job.deadline_ns)
+        target.ready(min(shared + loaded, ticket.num_blocks))
+        return target
+
+    async def _take(self, job: Job, hashes: list[BlockHash]) -> int:
+        total = blocks_for(len(job.command.prompt), self._kv.block_tokens)
+        async with self._placing:
+            while True:
+                try:
+                    taken = self._holdings.take(
+                        job.owner,
+                        hashes,
+                        total,
+                        router_id=job.router_id,
+                        lease_until_ns=self._clock.now_ns() + self._lease_ns,
+                    )
+                except Overloaded:
+                    await self._holdings.wait_change()
+                else:
+                    job.blocks = taken.blocks
+                    return taken.shared
+
+    async def _compute(self, job: Job) -> None:
+        job.state = JobState.COMPUTING
+        self._scheduler.add(job.request_id, len(job.command.prompt), job.present_tokens)
+        self._loop.wake()
+        token = await job.first_token
+        assert job.started_ns is not None
+        self._emit(
+            job.router_id,
+            Prefilled(
+                request_id=job.request_id,
+                token=token,
+                finish=job.stop_rule.finish(token.token, 1),
+                queue_ns=job.started_ns - job.received_ns,
+                prefill_ns=job.sampled_ns - job.started_ns,
+                computed_tokens=len(job.command.prompt) - job.present_tokens,
+                loaded_tokens=job.loaded_tokens,
+            ),
+        )
+
+    async def _hand_over(self, job: Job, target: Target) -> None:
+        job.state = JobState.PUSHING
+        token = job.first_token.result()
+        finished = job.stop_rule.finish(token.token, 1) is not None
+        target.ready(job.command.ticket.num_blocks)
+        await target.finish(token, finished=finished)
+
+    async def _end(self, job: Job, *, abort: bool) -> None:
+        self._scheduler.remove(job.request_id)
+        job.state = JobState.ENDED
+        try:
+            if abort and job.target is not None:
+                await job.target.abort()
+        finally:
+            if not job.local and job.blocks:
+                self._holdings.retire(job.owner)
+                self._loop.after_step(lambda: self._holdings.release(job.owner))
+            del self._jobs[job.request_id]
+
+    def _publish(self, job: Job, full: int) -> None:
+        if job.local:
+            return
+        full = min(full, len(job.hashes))
+        fresh = slice(job.published, full)
+        self._holdings.publish(job.blocks[fresh], job.hashes[fresh])
+        job.published = max(job.published, full)
+
+    def _fail(self, router_id: str, request_id: str, error: EastWestError, phase: Phase) -> None:
+        phase = error.phase or phase
+        self._emit(router_id, Failed(request_id, error.code, error.message, phase))
+
+    # Steps.
+
+    def plan(self) -> list[StepRow]:
+        self._drop_orphans()
+        self._planned = self._scheduler.plan()
+        rows = []
+        for chunk in self._planned:
+            job = self._jobs[chunk.job_id]
+            if job.started_ns is None:
+                job.started_ns = self._clock.now_ns()
+            rows.append(job.row(chunk))
+        return rows
+
+    def _drop_orphans(self) -> None:
+        """Jobs that fill a reservation of this replica end with it."""
+        for job in self._jobs.values():
+            if job.local and job.request_id in self._scheduler:
+                assert self._local is not None
+                if not self._local.holds(job.command.ticket):
+                    self._scheduler.remove(job.request_id)
+                    error = LeaseExpired("the reservation of this replica is gone")
+                    job.first_token.set_exception(error)
+
+    def apply(self, result: StepResult) -> None:
+        for chunk, token in zip(self._planned, result.tokens, strict=True):
+            if chunk.job_id not in self._scheduler:
+                continue
+            job = self._jobs[chunk.job_id]
+            self._scheduler.advance(chunk)
+            self._publish(job, chunk.stop // self._kv.block_tokens)
+            if job.target is not None:
+                job.target.ready(chunk.stop // self._kv.block_tokens)
+            if token is not None:
+                job.sampled_ns = result.ended_ns
+                job.first_token.set_result(token)
+
+    def failed(self, error: Exception) -> None:
+        internal = InternalError(f"an engine step failed: {type(error).__name__}: {error}")
+        for chunk in self._planned:
+            if chunk.job_id in self._scheduler:
+                self._jobs[chunk.job_id].first_token.set_exception(internal)
+                self._scheduler.remove(chunk.job_id)

@@ -1,0 +1,191 @@
+"""The worker's end of the control stream: commands in, events out, one stream a router.
+
+    Hello ──▶ Welcome ──▶ Commands / Events … ──▶ stream ends: what the router owned is ended
+
+Events that pile up while a write is under way leave together in one message. A router that does
+not read them is cut off when `EVENTS_MAX` are waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import grpc.aio
+
+from eastwest import wire
+from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Overloaded, StaleEpoch
+from eastwest.messages import PROTOCOL_VERSION, Command, Event, Load, WorkerInfo
+from eastwest.rpc import abort_with
+from eastwest.v1 import worker_pb2, worker_pb2_grpc
+from kv_transfer.auditor import Audit
+
+log = logging.getLogger(__name__)
+
+EVENTS_MAX = 65_536
+
+_Context = grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage]
+
+
+class CommandHandler(Protocol):
+    """What a replica does for its routers; called on the event loop."""
+
+    def handle(self, router_id: str, command: Command) -> None:
+        """Carry out a command; failures are answered by events."""
+
+    def router_gone(self, router_id: str) -> None:
+        """End everything that this router owns."""
+
+    def load(self) -> Load:
+        """The worker's state now."""
+
+    def audit(self) -> Audit:
+        """Ledger against what is held."""
+
+    @property
+    def transfers_open(self) -> int:
+        """Reservations whose KV has not all arrived."""
+
+
+class _Outbox:
+    """Events on their way to one router."""
+
+    def __init__(self) -> None:
+        self._events: list[worker_pb2.Event] = []
+        self._ready = asyncio.Event()
+        self._broken: EastWestError | None = None
+
+    def put(self, event: Event) -> None:
+        if len(self._events) >= EVENTS_MAX:
+            self.break_off(Overloaded(f"{EVENTS_MAX} events are unread"))
+        else:
+            self._events.append(wire.event_to_wire(event))
+            self._ready.set()
+
+    def break_off(self, error: EastWestError) -> None:
+        self._broken = error
+        self._ready.set()
+
+    async def take(self) -> list[worker_pb2.Event]:
+        """All waiting events, at least one; raises what broke the stream."""
+        await self._ready.wait()
+        if self._broken is not None:
+            raise self._broken
+        self._ready.clear()
+        events, self._events = self._events, []
+        return events
+
+
+class ControlService(worker_pb2_grpc.WorkerServicer):
+    """Serves `Worker`."""
+
+    def __init__(
+        self, handler: CommandHandler, info: Callable[[], WorkerInfo], heartbeat_s: float
+    ) -> None:
+        self._handler = handler
+        self._info = info
+        self._heartbeat_s = heartbeat_s
+        self._outboxes: dict[str, _Outbox] = {}
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service; called once, before the server starts."""
+        worker_pb2_grpc.add_WorkerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    def emit(self, router_id: str, event: Event) -> None:
+        """Queue an event; dropped where the router is gone, since its work is ended then."""
+        outbox = self._outboxes.get(router_id)
+        if outbox is not None:
+            outbox.put(event)
+
+    async def Control(  # noqa: N802 - named by the .proto
+        self,
+        request_iterator: AsyncIterator[worker_pb2.RouterMessage],
+        context: _Context,
+    ) -> None:
+        """See worker.proto."""
+        info = self._info()
+        router_id = None
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            router_id = await self._hello(request_iterator)
+            outbox = self._outboxes[router_id] = _Outbox()
+            welcome = worker_pb2.WorkerMessage(welcome=wire.welcome_to_wire(info))
+            await context.write(welcome)
+            tasks = [
+                asyncio.create_task(self._read(router_id, info.epoch, request_iterator)),
+                asyncio.create_task(self._write(outbox, info.epoch, context)),
+                asyncio.create_task(self._report_load(router_id)),
+            ]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except EastWestError as error:
+            log.warning("control stream of router %s ends: %s", router_id, error.message)
+            await abort_with(context, error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if router_id is not None:
+                self._outboxes.pop(router_id, None)
+                self._handler.router_gone(router_id)
+
+    async def Audit(  # noqa: N802 - named by the .proto
+        self,
+        request: worker_pb2.AuditRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.AuditRequest, worker_pb2.AuditReport],
+    ) -> worker_pb2.AuditReport:
+        """See worker.proto."""
+        audit, load = self._handler.audit(), self._handler.load()
+        return worker_pb2.AuditReport(
+            num_blocks=audit.num_blocks,
+            free_blocks=audit.free_blocks,
+            cached_blocks=audit.cached_blocks,
+            held_blocks=audit.held_blocks,
+            leaked_blocks=audit.leaked_blocks,
+            owners=audit.owners,
+            findings=audit.findings,
+            running=load.running,
+            waiting=load.waiting,
+            transfers_open=self._handler.transfers_open,
+        )
+
+    async def _hello(self, messages: AsyncIterator[worker_pb2.RouterMessage]) -> str:
+        message = await anext(aiter(messages), None)
+        if message is None or message.WhichOneof("message") != "hello":
+            raise InvalidArgument("the first message of a control stream must be hello")
+        hello = message.hello
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise Incompatible(
+                f"router speaks protocol version {hello.protocol_version}; "
+                f"allowed: {PROTOCOL_VERSION}"
+            )
+        if not hello.router_id:
+            raise InvalidArgument("hello.router_id is empty; allowed: a unique router id")
+        if hello.router_id in self._outboxes:
+            raise InvalidArgument(f"router {hello.router_id} is connected already")
+        return hello.router_id
+
+    async def _read(
+        self, router_id: str, epoch: int, messages: AsyncIterator[worker_pb2.RouterMessage]
+    ) -> None:
+        async for message in messages:
+            if message.WhichOneof("message") != "commands":
+                raise InvalidArgument("hello comes once; after it, only commands are allowed")
+            if message.commands.epoch != epoch:
+                raise StaleEpoch(
+                    f"commands are for epoch {message.commands.epoch}; this worker is {epoch}"
+                )
+            for command in message.commands.commands:
+                self._handler.handle(router_id, wire.command_from_wire(command))
+
+    async def _write(self, outbox: _Outbox, epoch: int, context: _Context) -> None:
+        while True:
+            events = worker_pb2.Events(epoch=epoch, events=await outbox.take())
+            await context.write(worker_pb2.WorkerMessage(events=events))
+
+    async def _report_load(self, router_id: str) -> None:
+        while True:
+            self.emit(router_id, self._handler.load())
+            await asyncio.sleep(self._heartbeat_s)

@@ -1,0 +1,105 @@
+"""Who holds which KV blocks of a replica: the block pool and the ledger, changed together.
+
+Each call here changes both or neither, so the auditor's two sources can only drift apart through
+a defect. Everything runs on the worker's event loop; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from eastwest.blocks import BlockHash
+from eastwest.errors import Overloaded
+from engine.blocks import BlockPool
+from kv_transfer.auditor import Audit, audit
+from kv_transfer.ledger import Ledger, Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Blocks of one owner: `shared` leading ones hold KV already, the others are empty."""
+
+    blocks: tuple[int, ...]
+    shared: int
+
+
+class Holdings:
+    """Takes, passes on and releases blocks on behalf of named owners."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.ledger = Ledger()
+        self._changed = asyncio.Event()
+        self._leaving: set[Owner] = set()
+
+    def take(
+        self,
+        owner: Owner,
+        hashes: Sequence[BlockHash],
+        total: int,
+        *,
+        router_id: str,
+        lease_until_ns: int | None,
+    ) -> Taken:
+        """`total` blocks for `owner`, the longest cached prefix of `hashes` shared.
+
+        Raises `Overloaded`, and has taken nothing, where the pool has not enough of them.
+        """
+        shared = self.pool.share(hashes)
+        try:
+            fresh = self.pool.allocate(total - len(shared))
+        except Overloaded:
+            self.pool.release(shared)
+            raise
+        blocks = (*shared, *fresh)
+        self.ledger.open(owner, blocks, router_id=router_id, lease_until_ns=lease_until_ns)
+        return Taken(blocks, len(shared))
+
+    def publish(self, blocks: Sequence[int], hashes: Sequence[BlockHash]) -> None:
+        """Name full blocks, so that later prompts can share them."""
+        for block, block_hash in zip(blocks, hashes, strict=True):
+            self.pool.publish(block, block_hash)
+
+    def pass_on(self, owner: Owner, successor: Owner, keep: int) -> tuple[int, ...]:
+        """The first `keep` blocks of `owner` go to `successor`, without a lease; the others are
+        released. Returns what was kept."""
+        blocks = self.ledger.close(owner)
+        kept, rest = blocks[:keep], blocks[keep:]
+        self.ledger.open(successor, kept, lease_until_ns=None)
+        self.pool.release(rest)
+        self._notify()
+        return kept
+
+    def retire(self, owner: Owner) -> None:
+        """`owner` has ended and will release as soon as nothing writes to its blocks any more."""
+        self._leaving.add(owner)
+
+    def release(self, owner: Owner) -> None:
+        """End what `owner` holds. Named blocks stay cached, the others are free."""
+        self._leaving.discard(owner)
+        self.pool.release(self.ledger.close(owner))
+        self._notify()
+
+    def could_ever_hold(self, total: int) -> bool:
+        return total <= self.pool.num_blocks
+
+    async def wait_change(self) -> None:
+        """Until some owner has released blocks."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+
+    def audit(self, live: Collection[Owner]) -> Audit:
+        """Compare the ledger with the pool's references and with the owners known to be alive."""
+        return audit(
+            self.ledger,
+            self.pool.refcounts(),
+            {*live, *self._leaving},
+            num_blocks=self.pool.num_blocks,
+            free_blocks=self.pool.free_blocks,
+            cached_blocks=self.pool.cached_blocks,
+        )

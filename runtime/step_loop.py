@@ -1,0 +1,114 @@
+"""Runs the steps of one engine on behalf of its sources: prefill, decode or both.
+
+A source plans rows and is told their results; the loop joins the rows of all sources into one
+batch. The engine runs in a thread of its own; all else happens on the event loop. Blocks that a
+running step may write to must not be given away: whoever wants to release them does so through
+`after_step`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from eastwest.clock import Clock
+from eastwest.ports import Engine, StepRow
+from eastwest.types import SampledToken
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a source's rows gave, in their order, and when the step ran."""
+
+    tokens: Sequence[SampledToken | None]
+    started_ns: int
+    ended_ns: int
+
+
+class StepSource(Protocol):
+    """Called on the event loop, alternately: one `plan`, then one `apply` or `failed`."""
+
+    def plan(self) -> list[StepRow]:
+        """Rows for the next step; empty for none."""
+
+    def apply(self, result: StepResult) -> None:
+        """The rows of the last plan have run."""
+
+    def failed(self, error: Exception) -> None:
+        """The step with the rows of the last plan did not complete."""
+
+
+class StepLoop:
+    """Owns the engine thread."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._sources: list[StepSource] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._wake = asyncio.Event()
+        self._stepping = False
+        self._afterwards: list[Callable[[], None]] = []
+
+    def add(self, source: StepSource) -> None:
+        """Sources are asked in the order of their adding: earlier ones come first in a batch."""
+        self._sources.append(source)
+
+    def wake(self) -> None:
+        """A source has work."""
+        self._wake.set()
+
+    def after_step(self, action: Callable[[], None]) -> None:
+        """Run `action` as soon as no step is running: at once, or at the end of this one."""
+        if self._stepping:
+            self._afterwards.append(action)
+        else:
+            action()
+
+    async def run(self) -> None:
+        """Step while there is work; ends by being cancelled."""
+        while True:
+            self._wake.clear()
+            plans = [(source, source.plan()) for source in self._sources]
+            if any(rows for _, rows in plans):
+                await self._step([plan for plan in plans if plan[1]])
+            else:
+                await self._wake.wait()
+
+    async def _step(self, plans: list[tuple[StepSource, list[StepRow]]]) -> None:
+        batch = [row for _, rows in plans for row in rows]
+        started = self._clock.now_ns()
+        self._stepping = True
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, batch)
+        try:
+            tokens = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped in mid-step: wait, so that blocks are released after it.
+            await asyncio.wait([future])
+            raise
+        except Exception as error:
+            log.exception("an engine step of %d rows failed", len(batch))
+            for source, _ in plans:
+                source.failed(error)
+        else:
+            ended = self._clock.now_ns()
+            first = 0
+            for source, rows in plans:
+                share = tokens[first : first + len(rows)]
+                source.apply(StepResult(share, started, ended))
+                first += len(rows)
+        finally:
+            self._stepping = False
+            actions, self._afterwards = self._afterwards, []
+            for action in actions:
+                action()
+
+    def close(self) -> None:
+        """End the engine thread; `run` must have ended."""
+        self._thread.shutdown(wait=True)
