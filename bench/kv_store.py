@@ -12,7 +12,8 @@ import asyncio
 import socket
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,7 @@ DTYPES = ("bfloat16", "float32")
 GOAL = 0.7
 AGAINST = "raw pipelined unix socket"
 TTL_MS = b"600000"
-
-Seconds = dict[str, list[float]]
+BATCH_BYTES = 8 << 20  # handed to the store at once, as workers do
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -49,38 +49,36 @@ async def _compare(url: str, dtype: str, rounds: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     size = spec.bytes_per_token * BLOCK_TOKENS
     values = [rng.bytes(size) for _ in names]
+    blocks = list(zip(names, values, strict=True))
+    batch = BATCH_BYTES // size
     store = open_block_store(
         StoreConfig(timeout_s=60.0), url, spec, BLOCK_TOKENS, "bench", SystemClock()
     )
-    seconds: Seconds = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
     with RawSocket(url, names, values) as raw:
         for _ in range(rounds + 1):
             raw.empty()
-            _timed(seconds, "raw write", raw.write)
-            _timed(seconds, "raw read", raw.read)
+            begin = time.perf_counter()
+            raw.write()
+            written = time.perf_counter()
+            raw.read()
+            seconds["raw write"].append(written - begin)
+            seconds["raw read"].append(time.perf_counter() - written)
             raw.empty()
-            await _awaited(
-                seconds, "write", lambda: store.write(list(zip(names, values, strict=True)))
-            )
-            await _awaited(seconds, "read", lambda: store.read(names))
+            begin = time.perf_counter()
+            for start in range(0, len(names), batch):
+                await store.write(blocks[start : start + batch])
+            written = time.perf_counter()
+            for start in range(0, len(names), batch):
+                await store.read(names[start : start + batch])
+            seconds["write"].append(written - begin)
+            seconds["read"].append(time.perf_counter() - written)
     assert store.counters.hits == (rounds + 1) * len(names)
     await store.close()
     return [
         _row(f"{way}, {dtype}", seconds[way], seconds[f"raw {way}"], size * len(names))
         for way in ("write", "read")
     ]
-
-
-def _timed(seconds: Seconds, name: str, call: Callable[[], None]) -> None:
-    begin = time.perf_counter()
-    call()
-    seconds.setdefault(name, []).append(time.perf_counter() - begin)
-
-
-async def _awaited(seconds: Seconds, name: str, call: Callable[[], Awaitable[object]]) -> None:
-    begin = time.perf_counter()
-    await call()
-    seconds.setdefault(name, []).append(time.perf_counter() - begin)
 
 
 def _row(metric: str, ours: list[float], raw: list[float], size: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ async def _story(deployment: Deployment, client: AsyncClient, console: Console) 
         await deployment.stop_worker(decode)
         progress("starting a new decode worker")
         placed = await deployment.start_worker(Role.DECODE)
-        await deployment.router.wait_ready(SPILL_TIMEOUT_S)
+        await deployment.wait_ready()
     console.print(f"[green]✓[/] {decode} is stopped, {placed.info.worker_id} serves in its place\n")
     completion = await _ask(client, console, QUESTIONS[1])
     loaded, prompt = completion.usage.loaded_tokens, completion.usage.prompt_tokens

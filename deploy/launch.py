@@ -18,6 +18,7 @@ from deploy.hosting import worker_spec, worker_specs
 from deploy.replica import pool_of
 from eastwest.clock import SystemClock
 from eastwest.config import Config
+from eastwest.errors import Unavailable
 from eastwest.types import Role
 from runtime.actor import Placed
 from runtime.supervisor import Supervisor
@@ -87,7 +88,15 @@ class Deployment:
         await asyncio.gather(*placed)
         for role in Role:
             self._next_index[role] = pool_of(self.config, role).replicas
-        await router.wait_ready(READY_TIMEOUT_S)
+        await self.wait_ready()
+
+    async def wait_ready(self) -> None:
+        """Until requests can be served; `Unavailable` where that takes too long."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self.router.wait_ready()
+        except TimeoutError:
+            raise Unavailable(f"no usable workers within {READY_TIMEOUT_S:g} s") from None
 
     def _start_store(self, stack: AsyncExitStack) -> None:
         """Without a URL, an embedded server is started and its URL takes the empty place."""

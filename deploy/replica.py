@@ -35,7 +35,7 @@ from eastwest.types import Role
 from engine.blocks import BlockPool
 from kv_transfer.auditor import Audit
 from kv_transfer.ledger import OwnerKind
-from kv_transfer.sender import KvSender
+from kv_transfer.sender import FrameTap, KvSender, pass_through
 from kv_transfer.service import KvTransferService
 from prefill_pool.worker import PrefillWorker
 from runtime.control import ControlService
@@ -73,7 +73,7 @@ class Replica:
     """One replica of one rank. `start` binds its port; `stop` ends everything it began.
 
     Made on the event loop it lives on. The engine and the store are the caller's until `start`
-    and closed by `stop`.
+    and closed by `stop`. tap: sees outgoing KV frames; tests use it to damage them.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class Replica:
         store: BlockStore | None,
         config: Config,
         clock: Clock,
+        *,
+        tap: FrameTap = pass_through,
     ) -> None:
         self._identity = identity
         self._engine = engine
@@ -112,7 +114,7 @@ class Replica:
             clock=clock,
         )
         self._sender = KvSender(
-            kv, engine.layout, 0, config.kv, clock, fingerprint=engine.model.fingerprint
+            kv, engine.layout, 0, config.kv, clock, fingerprint=engine.model.fingerprint, tap=tap
         )
         self._prefill = PrefillWorker(
             model=engine.model,

@@ -130,6 +130,9 @@ class RouterConfig(Section):
     queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
     attempts_max: int = Field(3, ge=1, description="placements tried for one request, at most")
+    sessions_max: int = Field(
+        1024, ge=1, description="sessions kept at hand for when the store is away, at most"
+    )
     heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
     worker_timeout_s: float = Field(
         20.0, gt=0, description="a worker silent for this long is treated as dead"

@@ -30,8 +30,8 @@ class Membership(Protocol):
     def add_worker(self, worker_id: str, address: str) -> None:
         """A worker serves at ``host:port``, which may differ from its former one."""
 
-    def remove_worker(self, worker_id: str) -> None:
-        """The worker is gone."""
+    async def remove_worker(self, worker_id: str) -> None:
+        """The worker is gone. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Supervisor:
         if watched.task is not None:
             watched.task.cancel()
             await asyncio.wait([watched.task])
-        self._membership.remove_worker(worker_id)
+        await self._membership.remove_worker(worker_id)
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await watched.actor.stop.remote()
@@ -114,7 +114,7 @@ class Supervisor:
                 return
             except RayActorError as error:
                 log.warning("worker %s has died: %s", worker_id, error)
-                self._membership.remove_worker(worker_id)
+                await self._membership.remove_worker(worker_id)
 
     def _refuse(self, watched: _Watched, error: RayTaskError) -> None:
         """The worker says that it cannot start: a setting or a model that is wrong."""

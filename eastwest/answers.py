@@ -1,0 +1,111 @@
+"""What a client gets back: chunks, completions and descriptions of the server, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eastwest.messages import Liveness
+from eastwest.timing import Timing
+from eastwest.types import FinishReason, Role, SampledToken, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New output since the last chunk.
+
+    token_ids: in order; over all chunks of a request each token appears exactly once. text: as
+    far as it is final; the texts of all chunks together are the completion's text. logprobs: one
+    entry a token where asked for, else empty.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[SampledToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished request: the whole output and how it came about.
+
+    text: without the end token or stop string that ended it. matched_stop: the token id or the
+    stop string, where finish_reason is STOP. timing: each list of parts sums exactly to its
+    total. transfer_bytes, transfer_ns: KV that moved from prefill to decode worker, and how long
+    that took in all (overlapped with compute; what was not hidden is in timing).
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    matched_stop: int | str | None
+    usage: Usage
+    timing: Timing
+    prefill_worker: str
+    decode_worker: str
+    transfer_bytes: int
+    transfer_ns: int
+    logprobs: tuple[SampledToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model behind a server. kv_bytes_per_token: over all layers and heads."""
+
+    name: str
+    architecture: str
+    dtype: str
+    context_tokens: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    kv_bytes_per_token: int
+    fingerprint: str
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as the router sees it. epoch: 0 and role None while it never connected.
+
+    What stands below `block_tokens` is as the worker last reported it.
+    """
+
+    worker_id: str
+    epoch: int
+    role: Role | None
+    liveness: Liveness
+    address: str
+    layout: str
+    num_blocks: int
+    block_tokens: int
+    free_blocks: int
+    cached_blocks: int
+    running: int
+    waiting: int
+    leaked_blocks: int
+    spilled_blocks: int
+    sessions_inactive: int
+    sessions_spilled: int
+    transfer_bytes: int
+    store_available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Who answers. uptime_s: since the router started."""
+
+    version: str
+    router_id: str
+    protocol_version: int
+    uptime_s: float
+    workers: tuple[WorkerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoads:
+    """Requests waiting in the router, being served, and ended since it started."""
+
+    waiting: int
+    active: int
+    completed: int
+    failed: int
+    workers: tuple[WorkerStatus, ...]

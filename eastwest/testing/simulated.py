@@ -1,0 +1,293 @@
+"""A simulated worker in virtual time: it answers commands with events, and computes nothing.
+
+It serves as the other side of a router in tests. Delays, refusals and failures are drawn from an
+injected random source, so a seed reproduces a run. A prompt's first token says how many tokens
+its output has; the output is 0, 1, 2, …, so that a lost or repeated token shows.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from eastwest.blocks import blocks_for
+from eastwest.errors import ErrorCode, Phase
+from eastwest.messages import (
+    Abort,
+    Command,
+    Event,
+    Failed,
+    FirstStep,
+    Heartbeat,
+    Load,
+    Prefill,
+    Prefilled,
+    Reserve,
+    Reserved,
+    SequenceOutput,
+    Stepped,
+    Ticket,
+    WorkerInfo,
+)
+from eastwest.testing.builders import a_load, a_ticket
+from eastwest.types import FinishReason, SampledToken
+
+STEP_NS = 10_000_000
+LOAD_NS = 500_000_000
+PREFILL_NS_MAX = 200_000_000
+LEASE_S = 5.0
+
+
+class Agenda:
+    """Virtual time: what is to happen, by time and then by order of asking."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self._asked = 0
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+
+    def at(self, when_ns: int, act: Callable[[], None]) -> None:
+        self._asked += 1
+        heapq.heappush(self._heap, (max(when_ns, self.now_ns), self._asked, act))
+
+    def after(self, delay_ns: int, act: Callable[[], None]) -> None:
+        self.at(self.now_ns + delay_ns, act)
+
+    def run_until(self, when_ns: int) -> None:
+        """Do all that is due until then."""
+        while self._heap and self._heap[0][0] <= when_ns:
+            self.now_ns, _, act = heapq.heappop(self._heap)
+            act()
+        self.now_ns = when_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Probabilities, each of one answer or step going wrong."""
+
+    refuse: float = 0.0
+    fail: float = 0.0
+    codes: tuple[ErrorCode, ...] = (ErrorCode.TRANSFER_FAILED,)
+
+
+class Surroundings(Protocol):
+    """What lies around a simulated worker."""
+
+    def emit(self, worker: SimulatedWorker, event: Event) -> None:
+        """Put an event on the worker's stream to the router."""
+
+    def commit(self, ticket: Ticket, token: SampledToken, finished: bool) -> bool:
+        """The KV of a prompt has arrived at the ticket's worker; False where that refuses it."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What a worker holds for one reservation."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    blocks: int
+    tokens: int = 0
+    arrived_ns: int | None = None
+
+
+def finish_of(prompt: tuple[int, ...], max_tokens: int, tokens: int) -> FinishReason | None:
+    """Whether an output of `tokens` tokens is complete."""
+    if tokens >= prompt[0]:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if tokens >= max_tokens else None
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedWorker:
+    """One incarnation. `reserved` and `prefilling` are all that it holds for the router."""
+
+    info: WorkerInfo
+    agenda: Agenda
+    around: Surroundings
+    rng: random.Random
+    faults: Faults
+    alive: bool = True
+    hung_until_ns: int = 0
+    reserved: dict[str, Sequence] = field(default_factory=dict)
+    prefilling: dict[str, Prefill] = field(default_factory=dict)
+    _stepping: bool = False
+    _connection: int = 0
+
+    def start(self) -> None:
+        """Begin to report load."""
+        self._later(self.rng.randrange(LOAD_NS), self._report)
+
+    def receive(self, command: Command) -> None:
+        """A command off the stream; those for another incarnation never get here."""
+        connection = self._connection
+        self._later(0, lambda: self._obey(command) if connection == self._connection else None)
+
+    def router_gone(self) -> None:
+        """The stream is broken: end what the router owned."""
+        self._connection += 1
+        self.reserved.clear()
+        self.prefilling.clear()
+
+    def committed(self, transfer_id: str, finished: bool) -> bool:
+        """Whether the KV found its reservation; it decodes from there."""
+        sequence = self.reserved.get(transfer_id)
+        if sequence is None or not self.alive:
+            return False
+        if finished:
+            del self.reserved[transfer_id]
+        else:
+            sequence.tokens, sequence.arrived_ns = 1, self.agenda.now_ns
+            self._step_later()
+        return True
+
+    # Commands.
+
+    def _later(self, delay_ns: int, act: Callable[[], None]) -> None:
+        """Do it when its time has come, if the worker lives and does not hang then."""
+
+        def attempt() -> None:
+            if not self.alive:
+                return
+            if self.agenda.now_ns < self.hung_until_ns:
+                self.agenda.at(self.hung_until_ns, attempt)
+            else:
+                act()
+
+        self.agenda.after(delay_ns, attempt)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Reserve():
+                self._reserve(command)
+            case Prefill():
+                self.prefilling[command.request_id] = command
+                delay = self.rng.randrange(PREFILL_NS_MAX)
+                self._later(delay, lambda: self._prefill(command, delay))
+            case Abort():
+                self.reserved.pop(command.request_id, None)
+                self.prefilling.pop(command.request_id, None)
+            case Heartbeat():
+                pass
+
+    def _reserve(self, command: Reserve) -> None:
+        work_id = command.request_id
+        assert work_id not in self.reserved, f"{work_id} is reserved already"
+        tokens = len(command.prompt) + command.max_tokens - 1
+        blocks = blocks_for(tokens, self.info.block_tokens)
+        if blocks > self._free_blocks or self._strikes(self.faults.refuse):
+            self._fail(work_id, ErrorCode.OVERLOADED, Phase.RESERVATION)
+            return
+        self.reserved[work_id] = Sequence(command.prompt, command.max_tokens, blocks)
+        self._later(self.rng.randrange(STEP_NS), lambda: self._answer_reserve(work_id))
+
+    def _answer_reserve(self, work_id: str) -> None:
+        sequence = self.reserved.get(work_id)
+        if sequence is None:
+            return
+        if self._strikes(self.faults.fail):
+            self._fail(work_id, self._code(), Phase.RESERVATION)
+            return
+        ticket = a_ticket(
+            self.info, transfer_id=work_id, tokens=len(sequence.prompt), lease_s=LEASE_S
+        )
+        self.around.emit(self, Reserved(work_id, ticket, cached_tokens=0, loaded_tokens=0))
+
+    def _prefill(self, command: Prefill, spent_ns: int) -> None:
+        work_id = command.request_id
+        if work_id not in self.prefilling:
+            return
+        if self._strikes(self.faults.fail):
+            self._fail(work_id, self._code(), Phase.PREFILL)
+            return
+        finish = finish_of(command.prompt, command.max_tokens, 1)
+        queue_ns = spent_ns // 3
+        prefilled = Prefilled(
+            request_id=work_id,
+            token=SampledToken(0),
+            finish=finish,
+            queue_ns=queue_ns,
+            prefill_ns=spent_ns - queue_ns,
+            computed_tokens=len(command.prompt),
+            loaded_tokens=0,
+        )
+        self.around.emit(self, prefilled)
+        finished = finish is not None
+        self._later(self.rng.randrange(STEP_NS), lambda: self._hand_over(command, finished))
+
+    def _hand_over(self, command: Prefill, finished: bool) -> None:
+        if command.request_id not in self.prefilling:
+            return
+        lost = self._strikes(self.faults.fail)
+        if lost or not self.around.commit(command.ticket, SampledToken(0), finished):
+            self._fail(command.request_id, ErrorCode.TRANSFER_FAILED, Phase.TRANSFER)
+        else:
+            del self.prefilling[command.request_id]
+
+    # Steps.
+
+    def _step_later(self) -> None:
+        if not self._stepping:
+            self._stepping = True
+            self._later(self.rng.randrange(1, STEP_NS), self._step)
+
+    def _step(self) -> None:
+        self._stepping = False
+        outputs = []
+        for work_id, sequence in list(self.reserved.items()):
+            if sequence.arrived_ns is None:
+                continue
+            if self._strikes(self.faults.fail):
+                self._fail(work_id, self._code(), Phase.DECODE)
+                continue
+            outputs.append(self._advance(work_id, sequence))
+        if outputs:
+            self.around.emit(self, Stepped(tuple(outputs)))
+            self._step_later()
+
+    def _advance(self, work_id: str, sequence: Sequence) -> SequenceOutput:
+        first = None
+        if sequence.tokens == 1:
+            assert sequence.arrived_ns is not None
+            waited = self.agenda.now_ns - sequence.arrived_ns
+            first = FirstStep(waited // 4, waited // 4, waited // 2, 1_000, 4096)
+        token = SampledToken(sequence.tokens)
+        sequence.tokens += 1
+        finish = finish_of(sequence.prompt, sequence.max_tokens, sequence.tokens)
+        if finish is not None:
+            del self.reserved[work_id]
+        return SequenceOutput(work_id, (token,), finish, first)
+
+    # Reports.
+
+    @property
+    def _free_blocks(self) -> int:
+        return self.info.num_blocks - sum(s.blocks for s in self.reserved.values())
+
+    def _report(self) -> None:
+        self.around.emit(self, self._load())
+        self._later(LOAD_NS, self._report)
+
+    def _load(self) -> Load:
+        return a_load(
+            free_blocks=self._free_blocks,
+            num_blocks=self.info.num_blocks,
+            running=sum(s.arrived_ns is not None for s in self.reserved.values()),
+            waiting=len(self.prefilling),
+            waiting_tokens=sum(len(p.prompt) for p in self.prefilling.values()),
+        )
+
+    def _strikes(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def _code(self) -> ErrorCode:
+        return self.rng.choice(self.faults.codes)
+
+    def _fail(self, work_id: str, code: ErrorCode, phase: Phase) -> None:
+        """End all work of the request here, which is what `Failed` promises."""
+        self.reserved.pop(work_id, None)
+        self.prefilling.pop(work_id, None)
+        self.around.emit(self, Failed(work_id, code, "simulated", phase))

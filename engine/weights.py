@@ -1,0 +1,201 @@
+"""One rank's weights, fused and in the form that its device multiplies fastest.
+
+A tensor is read, sliced, fused, converted and packed before the next one is touched, so that
+loading never holds the model twice. The embedding table is the exception: it stays a view of the
+mapped file, since a step reads a few of its rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from eastwest.errors import ConfigError, ModelError
+from eastwest.layout import ParallelLayout, shard_of
+from engine.architecture import ArchitectureConfig
+from engine.linear import Linear
+
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+
+
+class TensorSource(Protocol):
+    """What loading needs of an `engine.checkpoint.Checkpoint`."""
+
+    def names(self) -> frozenset[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """qkv: query, key and value heads below each other. gate_up: both halves likewise.
+
+    qk_norm: ``[query heads + KV heads, D]``, None where the architecture has none.
+    """
+
+    attention_norm: torch.Tensor
+    qkv: Linear
+    qk_norm: torch.Tensor | None
+    output: Linear
+    ffn_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """embedding: ``[vocab, hidden]`` in the file's dtype. norm and head: of the last stage."""
+
+    embedding: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    head: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class RankSlice:
+    """Which rows of each matrix belong to one rank."""
+
+    layers: range
+    query_heads: range
+    kv_heads: range
+    ffn: range
+
+    @staticmethod
+    def of(config: ArchitectureConfig, layout: ParallelLayout, rank: int) -> RankSlice:
+        """Raises `ConfigError` where the layout does not divide the model."""
+        shard = shard_of(config.kv_spec("float32"), layout, rank)
+        for name, count in (("heads", config.num_heads), ("ffn rows", config.ffn_size)):
+            if count % layout.tp:
+                raise ConfigError(f"tp={layout.tp} does not divide the model's {count} {name}")
+        tp_rank = rank % layout.tp
+        heads, ffn = config.num_heads // layout.tp, config.ffn_size // layout.tp
+        return RankSlice(
+            shard.layers,
+            range(tp_rank * heads, (tp_rank + 1) * heads),
+            shard.heads,
+            range(tp_rank * ffn, (tp_rank + 1) * ffn),
+        )
+
+
+class WeightLoader:
+    """Reads one rank's weights from a checkpoint as `dtype` on `device`."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        config: ArchitectureConfig,
+        part: RankSlice,
+        dtype: torch.dtype,
+        device: torch.device,
+        make_linear: MakeLinear,
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._part = part
+        self._dtype = dtype
+        self._device = device
+        self._make_linear = make_linear
+
+    def check(self) -> None:
+        """Raise `ModelError` naming the first tensor that is absent or has a wrong shape."""
+        names = self._source.names()
+        for name, expected in self._expected():
+            if name not in names:
+                raise ModelError(f"{self._config.name}: the checkpoint has no tensor {name!r}")
+            found = self._source.shape(name)
+            if found != expected:
+                raise ModelError(
+                    f"{self._config.name}: {name} has shape {list(found)}; config.json makes it "
+                    f"{list(expected)}"
+                )
+
+    def layers(self) -> Iterator[LayerWeights]:
+        """The rank's layers, one at a time."""
+        for index in self._part.layers:
+            yield self._layer(f"model.layers.{index}.")
+
+    def norm(self) -> torch.Tensor:
+        return self._ready(self._source.tensor("model.norm.weight"))
+
+    def head(self) -> Linear:
+        name = "model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"
+        return self._make_linear(self._ready(self._source.tensor(name)), None)
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        config, part = self._config, self._part
+        query = _rows(part.query_heads, config.head_dim)
+        kv = _rows(part.kv_heads, config.head_dim)
+        ffn = slice(part.ffn.start, part.ffn.stop)
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = [(f"{attention}q_proj", query), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)]
+        gate_up = [(f"{mlp}gate_proj", ffn), (f"{mlp}up_proj", ffn)]
+        return LayerWeights(
+            self._ready(self._source.tensor(f"{prefix}input_layernorm.weight")),
+            self._fused(qkv, config.qkv_bias),
+            self._qk_norm(attention) if config.qk_norm else None,
+            self._columns(f"{attention}o_proj", query, config.output_bias),
+            self._ready(self._source.tensor(f"{prefix}post_attention_layernorm.weight")),
+            self._fused(gate_up, config.mlp_bias),
+            self._columns(f"{mlp}down_proj", ffn, config.mlp_bias),
+        )
+
+    def _fused(self, parts: list[tuple[str, slice]], has_bias: bool) -> Linear:
+        weight = self._stacked([(f"{name}.weight", rows) for name, rows in parts])
+        bias = self._stacked([(f"{name}.bias", rows) for name, rows in parts]) if has_bias else None
+        return self._make_linear(weight, bias)
+
+    def _columns(self, name: str, columns: slice, has_bias: bool) -> Linear:
+        weight = self._ready(self._source.tensor(f"{name}.weight")[:, columns])
+        # Partial products of the ranks are summed, so one rank alone adds the bias.
+        first = has_bias and columns.start == 0
+        return self._make_linear(
+            weight, self._ready(self._source.tensor(f"{name}.bias")) if first else None
+        )
+
+    def _stacked(self, parts: list[tuple[str, slice]]) -> torch.Tensor:
+        return torch.cat([self._ready(self._source.tensor(name)[rows]) for name, rows in parts])
+
+    def _qk_norm(self, attention: str) -> torch.Tensor:
+        query = self._ready(self._source.tensor(f"{attention}q_norm.weight"))
+        key = self._ready(self._source.tensor(f"{attention}k_norm.weight"))
+        queries, keys = len(self._part.query_heads), len(self._part.kv_heads)
+        return torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
+
+    def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._device, self._dtype)
+
+    def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        c = self._config
+        query, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size)
+        yield "model.norm.weight", (c.hidden_size,)
+        if not c.tied_embeddings:
+            yield "lm_head.weight", (c.vocab_size, c.hidden_size)
+        matrices = (
+            ("self_attn.q_proj", query, c.hidden_size, c.qkv_bias),
+            ("self_attn.k_proj", kv, c.hidden_size, c.qkv_bias),
+            ("self_attn.v_proj", kv, c.hidden_size, c.qkv_bias),
+            ("self_attn.o_proj", c.hidden_size, query, c.output_bias),
+            ("mlp.gate_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
+            ("mlp.up_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
+            ("mlp.down_proj", c.hidden_size, c.ffn_size, c.mlp_bias),
+        )
+        norms = [("input_layernorm", c.hidden_size), ("post_attention_layernorm", c.hidden_size)]
+        if c.qk_norm:
+            norms += [("self_attn.q_norm", c.head_dim), ("self_attn.k_norm", c.head_dim)]
+        for index in range(c.num_layers):
+            prefix = f"model.layers.{index}."
+            for name, rows, columns, has_bias in matrices:
+                yield f"{prefix}{name}.weight", (rows, columns)
+                if has_bias:
+                    yield f"{prefix}{name}.bias", (rows,)
+            for name, size in norms:
+                yield f"{prefix}{name}.weight", (size,)
+
+
+def _rows(heads: range, head_dim: int) -> slice:
+    return slice(heads.start * head_dim, heads.stop * head_dim)

@@ -1,0 +1,153 @@
+"""How one canonical block becomes stored values: parts, and the manifest that vouches for them.
+
+A block (`eastwest.layout`: ``[layer][K, V][head][token][dim]`` over all layers and heads) is cut
+into parts of whole layers, at most `PART_BYTES_MAX` each where one layer allows it, so that a
+reader can take layers as they come. Parts are slices of the canonical bytes: nothing is copied.
+
+The manifest is little-endian: magic, version, form digest, block hash, block_tokens, number of
+parts, (length, xxh3_64) of each part, and xxh3_64 of all of that. Every version keeps magic,
+version and trailing checksum in place, so an intact manifest of another version is told from a
+broken one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+from xxhash import xxh3_64_intdigest
+
+from eastwest.blocks import HASH_BYTES, BlockHash
+from eastwest.errors import CorruptData, Incompatible, InvalidArgument
+from eastwest.layout import KVSpec
+from eastwest.ports import Buffer
+
+FORMAT_VERSION = 1
+PART_BYTES_MAX = 4 << 20
+DIGEST_BYTES = 16
+
+_MAGIC = b"EWKV"
+_HEAD = struct.Struct(f"<4sH{DIGEST_BYTES}s{HASH_BYTES}sIH")
+_PART = struct.Struct("<QQ")
+_SUM = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockForm:
+    """The exact shape of every stored block of one model; build with `form_of`.
+
+    digest: names spec, block_tokens, model fingerprint and number of parts. part_bytes: length of each part, in
+    layer order; they sum to `block_bytes`. manifest_bytes: length of every manifest.
+    """
+
+    digest: bytes
+    block_tokens: int
+    block_bytes: int
+    part_bytes: tuple[int, ...]
+    manifest_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBlock:
+    """What is stored for one block. `parts` are views into the caller's payload."""
+
+    manifest: bytes
+    parts: tuple[memoryview, ...]
+
+
+def form_of(
+    spec: KVSpec, block_tokens: int, fingerprint: str, part_bytes_max: int = PART_BYTES_MAX
+) -> BlockForm:
+    """The form of blocks of `block_tokens` tokens of the model with this fingerprint."""
+    layer_bytes = spec.slice_bytes(block_tokens, 1, spec.num_kv_heads)
+    layers_max = max(1, part_bytes_max // layer_bytes)
+    parts = -(-spec.num_layers // layers_max)
+    base, extra = divmod(spec.num_layers, parts)
+    name = f"{spec}\0{block_tokens}\0{fingerprint}\0{parts}".encode()
+    return BlockForm(
+        digest=blake3(name).digest(length=DIGEST_BYTES),
+        block_tokens=block_tokens,
+        block_bytes=layer_bytes * spec.num_layers,
+        part_bytes=tuple((base + (part < extra)) * layer_bytes for part in range(parts)),
+        manifest_bytes=_HEAD.size + parts * _PART.size + _SUM.size,
+    )
+
+
+def encode(form: BlockForm, block_hash: BlockHash, payload: Buffer) -> EncodedBlock:
+    """Parts and manifest of one block. Raises `InvalidArgument` where the length is wrong."""
+    check_length(form.block_bytes, payload)
+    parts = cut(form, memoryview(payload).cast("B"))
+    sums = b"".join(_PART.pack(len(part), xxh3_64_intdigest(part)) for part in parts)
+    head = _HEAD.pack(
+        _MAGIC, FORMAT_VERSION, form.digest, block_hash, form.block_tokens, len(parts)
+    )
+    body = head + sums
+    return EncodedBlock(body + _SUM.pack(xxh3_64_intdigest(body)), parts)
+
+
+def check_manifest(form: BlockForm, block_hash: BlockHash, manifest: Buffer) -> list[int]:
+    """The checksum of each part of an intact manifest of this very block and form.
+
+    Raises `CorruptData` where it is truncated, altered or speaks of another block, and
+    `Incompatible` where it is intact but of another version or form.
+    """
+    view = memoryview(manifest)
+    if len(view) < _HEAD.size + _SUM.size:
+        raise CorruptData(f"a manifest of {len(view)} bytes; allowed: {form.manifest_bytes}")
+    body, tail = view[: -_SUM.size], view[-_SUM.size :]
+    if bytes(view[: len(_MAGIC)]) != _MAGIC or _SUM.unpack(tail) != (xxh3_64_intdigest(body),):
+        raise CorruptData("a manifest does not match its checksum")
+    _, version, digest, named, block_tokens, count = _HEAD.unpack_from(body)
+    if version != FORMAT_VERSION:
+        raise Incompatible(f"a manifest of version {version}; allowed: {FORMAT_VERSION}")
+    if digest != form.digest or block_tokens != form.block_tokens:
+        raise Incompatible("a manifest of another model, KV form or block size")
+    if named != block_hash:
+        raise CorruptData(f"a manifest of block {named.hex()}; expected: {block_hash.hex()}")
+    entries = list(_PART.iter_unpack(body[_HEAD.size :]))
+    if len(entries) != count or tuple(length for length, _ in entries) != form.part_bytes:
+        raise CorruptData("a manifest whose parts do not have the lengths of its form")
+    return [checksum for _, checksum in entries]
+
+
+def check_parts(
+    form: BlockForm, block_hash: BlockHash, manifest: Buffer, checksums: Sequence[int]
+) -> None:
+    """Raise `CorruptData` or `Incompatible` unless `manifest` vouches for these parts.
+
+    `checksums`: xxh3_64 of each part, whose length is known to be that of the form.
+    """
+    if check_manifest(form, block_hash, manifest) != list(checksums):
+        raise CorruptData(f"a part of block {block_hash.hex()} does not match its checksum")
+
+
+def decode(form: BlockForm, block_hash: BlockHash, manifest: Buffer, payload: Buffer) -> memoryview:
+    """The block that `payload` (the parts, one after another) is, once everything holds.
+
+    Raises `CorruptData` or `Incompatible`, as `check_manifest` does.
+    """
+    view = memoryview(payload).cast("B")
+    if len(view) != form.block_bytes:
+        raise CorruptData(f"parts of {len(view)} bytes; expected: {form.block_bytes}")
+    checksums = [xxh3_64_intdigest(part) for part in cut(form, view)]
+    check_parts(form, block_hash, manifest, checksums)
+    return view
+
+
+def check_length(block_bytes: int, payload: Buffer) -> None:
+    """Raise `InvalidArgument` unless `payload` has exactly the bytes of one block."""
+    length = memoryview(payload).nbytes
+    if length != block_bytes:
+        raise InvalidArgument(f"a block of {length} bytes; allowed: exactly {block_bytes} bytes")
+
+
+def cut(form: BlockForm, payload: memoryview) -> tuple[memoryview, ...]:
+    """The parts of a block's bytes, as views."""
+    start = 0
+    parts = []
+    for length in form.part_bytes:
+        parts.append(payload[start : start + length])
+        start += length
+    return tuple(parts)

@@ -1,0 +1,175 @@
+"""What is kept of a conversation besides its KV: who, which model, tokens and messages.
+
+`SessionRecord` and its stored form, the `SessionStore` protocol, and the store in memory; the one
+in Redis is `kv_store.redis_sessions`.
+
+A record counts its own versions: a request reads version n and puts n + 1. A put that does not
+find an older version there has lost a race, so that two requests on one session never mix.
+
+The stored form is little-endian: magic, format, version, updated_s, number of tokens and of
+messages, tokens (u32 each), texts (length and UTF-8: tenant, session_id, fingerprint, then role
+and content of each message), and xxh3_64 of all of that.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from eastwest.clock import Clock, ns
+from eastwest.errors import CorruptData, Overloaded, TooLarge
+
+SESSION_FORMAT = 1
+SESSION_BYTES_MAX = 16 << 20
+VERSION_OFFSET = 6  # of the version (u64) in the stored form, where a script can compare it
+
+_MAGIC = b"EWSN"
+_HEAD = struct.Struct("<4sHQdII")
+_LENGTH = struct.Struct("<I")
+_SUM = struct.Struct("<Q")
+_FIXED_TEXTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One conversation as it stands after a request.
+
+    fingerprint: of the model whose vocabulary `tokens` are in. tokens: everything so far, output
+    included. messages: (role, content) of each turn. updated_s: wall time of the last request.
+    version: 1 for a new session, else one more than the record that the request began with.
+    """
+
+    tenant: str
+    session_id: str
+    fingerprint: str
+    tokens: tuple[int, ...]
+    messages: tuple[tuple[str, str], ...]
+    updated_s: float
+    version: int
+
+
+class SessionStore(Protocol):
+    """Sessions by tenant and id. Every method may raise `StoreUnavailable`."""
+
+    async def get(self, tenant: str, session_id: str) -> SessionRecord | None:
+        """The latest record, None where there is none (or none that is intact)."""
+
+    async def put(self, record: SessionRecord) -> None:
+        """Store `record` and give it its full time to live.
+
+        Raises `Overloaded` where the stored version is not older: another request has used the
+        session meanwhile. A session that was evicted or deleted meanwhile is stored again.
+        """
+
+    async def delete(self, tenant: str, session_id: str) -> None:
+        """Forget the session. Idempotent."""
+
+    async def close(self) -> None:
+        """Close connections. Idempotent."""
+
+
+def lost_race(record: SessionRecord) -> Overloaded:
+    """The error of a put that came too late."""
+    return Overloaded(
+        f"session {record.session_id!r} is in use by another request; allowed: one request of "
+        "a session at a time"
+    )
+
+
+def text_bytes(text: str) -> bytes:
+    """UTF-8 of any `str`; lone surrogates, which JSON can hold, included."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def encode_session(record: SessionRecord) -> bytes:
+    """The stored form. Raises `TooLarge` beyond `SESSION_BYTES_MAX`."""
+    pieces = [
+        _HEAD.pack(
+            _MAGIC,
+            SESSION_FORMAT,
+            record.version,
+            record.updated_s,
+            len(record.tokens),
+            len(record.messages),
+        ),
+        np.asarray(record.tokens, dtype="<u4").tobytes(),
+    ]
+    texts = [record.tenant, record.session_id, record.fingerprint]
+    texts += [text for message in record.messages for text in message]
+    for text in texts:
+        data = text_bytes(text)
+        pieces += (_LENGTH.pack(len(data)), data)
+    body = b"".join(pieces)
+    if len(body) + _SUM.size > SESSION_BYTES_MAX:
+        raise TooLarge(f"a session of {len(body)} bytes; allowed: {SESSION_BYTES_MAX}")
+    return body + _SUM.pack(xxh3_64_intdigest(body))
+
+
+def decode_session(data: bytes) -> SessionRecord:
+    """The record. Raises `CorruptData` where any byte is wrong or missing."""
+    view = memoryview(data)
+    body, tail = view[: -_SUM.size], view[-_SUM.size :]
+    if len(body) < _HEAD.size or _SUM.unpack(tail) != (xxh3_64_intdigest(body),):
+        raise CorruptData("a session record does not match its checksum")
+    magic, form, version, updated_s, num_tokens, num_messages = _HEAD.unpack_from(body)
+    if magic != _MAGIC or form != SESSION_FORMAT:
+        raise CorruptData(f"a session record of format {form}; allowed: {SESSION_FORMAT}")
+    end = _HEAD.size + 4 * num_tokens
+    if end > len(body):
+        raise CorruptData("a session record has fewer tokens than it says")
+    tokens = tuple(np.frombuffer(body[_HEAD.size : end], dtype="<u4").tolist())
+    texts = _texts(body[end:], _FIXED_TEXTS + 2 * num_messages)
+    tenant, session_id, fingerprint = texts[:_FIXED_TEXTS]
+    messages = tuple(zip(texts[_FIXED_TEXTS::2], texts[_FIXED_TEXTS + 1 :: 2], strict=True))
+    return SessionRecord(tenant, session_id, fingerprint, tokens, messages, updated_s, version)
+
+
+def _texts(data: memoryview, count: int) -> list[str]:
+    texts: list[str] = []
+    start = 0
+    while len(texts) < count and start + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, start)
+        start += _LENGTH.size
+        try:
+            texts.append(str(data[start : start + length], "utf-8", "surrogatepass"))
+        except UnicodeDecodeError as error:
+            raise CorruptData("a session record has a text that is not UTF-8") from error
+        start += length
+    if len(texts) != count or start != len(data):
+        raise CorruptData("a session record has other texts than it says")
+    return texts
+
+
+class MemorySessionStore:
+    """Sessions in this process: at most `sessions_max`, those used longest ago leaving first."""
+
+    def __init__(self, sessions_max: int, ttl_s: float, clock: Clock) -> None:
+        self._sessions_max = sessions_max
+        self._ttl_ns = ns(ttl_s)
+        self._clock = clock
+        self._records: OrderedDict[tuple[str, str], tuple[SessionRecord, int]] = OrderedDict()
+
+    async def get(self, tenant: str, session_id: str) -> SessionRecord | None:
+        record, expires_ns = self._records.get((tenant, session_id), (None, 0))
+        return record if self._clock.now_ns() < expires_ns else None
+
+    async def put(self, record: SessionRecord) -> None:
+        stored = await self.get(record.tenant, record.session_id)
+        if stored is not None and stored.version >= record.version:
+            raise lost_race(record)
+        name = record.tenant, record.session_id
+        self._records[name] = record, self._clock.now_ns() + self._ttl_ns
+        self._records.move_to_end(name)
+        while len(self._records) > self._sessions_max:
+            self._records.popitem(last=False)
+
+    async def delete(self, tenant: str, session_id: str) -> None:
+        self._records.pop((tenant, session_id), None)
+
+    async def close(self) -> None:
+        self._records.clear()

@@ -1,0 +1,266 @@
+"""One control stream to one worker: dial, greet, batch commands, dispatch events, dial again.
+
+States: CONNECTING (dialling, greeting or backing off) -> UP (welcomed) -> CONNECTING ... until
+`close`. Each UP is reported once, and followed by exactly one DOWN for the same epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import NoReturn, Protocol
+
+import grpc
+import grpc.aio
+
+from eastwest.errors import EastWestError, Incompatible, Unavailable
+from eastwest.messages import PROTOCOL_VERSION, Command, Event, Liveness, WorkerInfo
+from eastwest.rpc import channel_options, error_from_rpc
+from eastwest.types import Role
+from eastwest.v1 import worker_pb2 as worker
+from eastwest.v1 import worker_pb2_grpc as worker_grpc
+from eastwest.wire import command_to_wire, event_from_wire, welcome_from_wire
+
+log = logging.getLogger(__name__)
+
+GREETING_TIMEOUT_S = 5.0
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 2.0
+# A worker's messages are small; one of this size is a defect. Commands are cut far below it.
+MESSAGE_BYTES = 64 << 20
+BATCH_BYTES = 1 << 20
+
+_Call = grpc.aio.StreamStreamCall[worker.RouterMessage, worker.WorkerMessage]
+_Messages = AsyncIterator[worker.WorkerMessage]
+
+
+class LinkOwner(Protocol):
+    """Who a link reports to: on the event loop, in order, never concurrently."""
+
+    def worker_up(self, info: WorkerInfo) -> None:
+        """The worker is welcome. Raises `Incompatible` where it cannot serve here."""
+
+    def worker_down(self, worker_id: str, epoch: int, reason: str) -> None:
+        """The stream of this incarnation has ended."""
+
+    def worker_events(self, worker_id: str, epoch: int, events: Sequence[Event]) -> None:
+        """What the worker said, in its order."""
+
+
+class WorkerLink:
+    """The stream to the worker at `address`, kept up until `close`.
+
+    queue_max: commands waiting to be written; beyond it the worker is not reading and the
+    stream is broken.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        address: str,
+        owner: LinkOwner,
+        *,
+        router_id: str,
+        rng: random.Random,
+        queue_max: int,
+    ) -> None:
+        self.worker_id = worker_id
+        self.address = address
+        self._owner = owner
+        self._router_id = router_id
+        self._rng = rng
+        self._queue_max = queue_max
+        self._queue: list[Command] = []
+        self._queued = asyncio.Event()
+        self._broken: asyncio.Future[NoReturn] | None = None
+        self._epoch = 0
+        self._up = False
+        self._failures = 0
+        self._last_reason = ""
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def liveness(self) -> Liveness:
+        return Liveness.UP if self._up else Liveness.CONNECTING
+
+    @property
+    def epoch(self) -> int:
+        """The last incarnation that was welcome; 0 before any."""
+        return self._epoch
+
+    def start(self) -> None:
+        """Begin dialling. Called once, on the event loop."""
+        assert self._task is None
+        self._task = asyncio.create_task(self._run(), name=f"link {self.worker_id}")
+        self._task.add_done_callback(self._log_defect)
+
+    def send(self, epoch: int, command: Command) -> None:
+        """Queue a command for this incarnation; dropped where it is gone, which was reported."""
+        if not self._up or epoch != self._epoch:
+            return
+        if len(self._queue) >= self._queue_max:
+            self.reset(f"worker {self.worker_id} does not read: {self._queue_max} commands wait")
+            return
+        self._queue.append(command)
+        self._queued.set()
+
+    def reset(self, reason: str) -> None:
+        """Break the stream; the worker is reported down and dialled again."""
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(Unavailable(reason))
+
+    async def close(self) -> None:
+        """End the stream for good; a worker that was up is reported down. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            error = await self._connection()
+            self._note(error)
+            ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failures, 16))
+            self._failures += 1
+            await asyncio.sleep(ceiling * self._rng.uniform(0.5, 1.0))
+
+    def _log_defect(self, task: asyncio.Task[None]) -> None:
+        """Nothing but `close` ends `_run`; anything else must not pass in silence."""
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            log.critical("the link to worker %s has failed", self.worker_id, exc_info=defect)
+
+    def _note(self, error: EastWestError) -> None:
+        """Log why the worker is not up, once for each reason."""
+        if error.message != self._last_reason:
+            self._last_reason = error.message
+            log.warning("worker %s at %s: %s", self.worker_id, self.address, error.message)
+
+    async def _connection(self) -> EastWestError:
+        """One connection from dial to end; returns why it ended."""
+        # A channel of its own for each attempt: gRPC's own reconnect backoff, which a shared
+        # channel remembers, would come on top of this one.
+        options = [*channel_options(MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
+            stub = worker_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
+            call: _Call = stub.Control()
+            messages = aiter(call)
+            try:
+                async with asyncio.timeout(GREETING_TIMEOUT_S):
+                    info = await self._greet(call, messages)
+                self._owner.worker_up(info)
+            except TimeoutError:
+                return Unavailable(f"no greeting within {GREETING_TIMEOUT_S} s")
+            except grpc.aio.AioRpcError as error:
+                return error_from_rpc(error)
+            except EastWestError as error:
+                return error
+            return await self._converse(call, messages, info.epoch)
+
+    async def _greet(self, call: _Call, messages: _Messages) -> WorkerInfo:
+        hello = worker.Hello(router_id=self._router_id, protocol_version=PROTOCOL_VERSION)
+        # Where the call has ended already, reading says how.
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await call.write(worker.RouterMessage(hello=hello))
+        message = await anext(messages, None)
+        if message is None or message.WhichOneof("message") != "welcome":
+            raise Incompatible("the worker did not answer Hello with Welcome")
+        version = message.welcome.protocol_version
+        if version != PROTOCOL_VERSION:
+            raise Incompatible(f"it speaks protocol {version}; allowed: {PROTOCOL_VERSION}")
+        info = welcome_from_wire(message.welcome)
+        check_welcome(info, self.worker_id, self._epoch)
+        return info
+
+    async def _converse(self, call: _Call, messages: _Messages, epoch: int) -> EastWestError:
+        """Run an open stream until it ends; returns why."""
+        self._queued.clear()
+        self._broken = asyncio.get_running_loop().create_future()
+        self._epoch, self._up = epoch, True
+        log.info("worker %s is up, epoch %d", self.worker_id, epoch)
+        reason: EastWestError = Unavailable(f"the link to worker {self.worker_id} is closed")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(messages, epoch))
+                tasks.create_task(self._write(call, epoch))
+                tasks.create_task(_raised(self._broken))
+        except* EastWestError as group:
+            reason = next(e for e in group.exceptions if isinstance(e, EastWestError))
+        finally:
+            self._up = False
+            self._queue.clear()
+            self._owner.worker_down(self.worker_id, epoch, reason.message)
+        return reason
+
+    async def _read(self, messages: _Messages, epoch: int) -> NoReturn:
+        while True:
+            try:
+                message = await anext(messages, None)
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error) from error
+            if message is None:
+                raise Unavailable(f"worker {self.worker_id} ended its stream")
+            if message.WhichOneof("message") != "events" or message.events.epoch != epoch:
+                raise Incompatible(f"a message is not events of epoch {epoch}")
+            self._failures, self._last_reason = 0, ""
+            events = [event_from_wire(event) for event in message.events.events]
+            self._owner.worker_events(self.worker_id, epoch, events)
+
+    async def _write(self, call: _Call, epoch: int) -> NoReturn:
+        while True:
+            await self._queued.wait()
+            self._queued.clear()
+            queue, self._queue = self._queue, []
+            for batch in _batches(queue):
+                commands = worker.Commands(epoch=epoch, commands=batch)
+                try:
+                    await call.write(worker.RouterMessage(commands=commands))
+                except grpc.aio.AioRpcError as error:
+                    raise error_from_rpc(error) from error
+                except asyncio.InvalidStateError:
+                    raise Unavailable(f"worker {self.worker_id} ended its stream") from None
+
+
+async def _raised(broken: asyncio.Future[NoReturn]) -> None:
+    await broken
+
+
+def _batches(commands: Sequence[Command]) -> list[list[worker.Command]]:
+    """All of `commands` in order, in as few messages as `BATCH_BYTES` allows."""
+    batches: list[list[worker.Command]] = []
+    room = 0
+    for command in commands:
+        wire = command_to_wire(command)
+        size = wire.ByteSize()
+        if not batches or size > room:
+            batches.append([])
+            room = BATCH_BYTES
+        batches[-1].append(wire)
+        room -= size
+    return batches
+
+
+def check_welcome(info: WorkerInfo, worker_id: str, last_epoch: int) -> None:
+    """Raise `Incompatible` where a worker's account of itself cannot be true or used."""
+    model, ranks = info.model, [e.rank for e in info.endpoints]
+    sizes = {
+        "block_tokens": info.block_tokens,
+        "num_blocks": info.num_blocks,
+        "running_max": info.running_max,
+        "context_tokens": model.context_tokens,
+        "vocab_size": model.vocab_size,
+    }
+    too_small = [f"{name} {size}" for name, size in sizes.items() if size < 1]
+    if info.worker_id != worker_id:
+        raise Incompatible(f"it says it is worker {info.worker_id!r}, not {worker_id!r}")
+    if info.epoch < max(1, last_epoch):
+        raise Incompatible(f"its epoch is {info.epoch}; allowed: from {max(1, last_epoch)}")
+    if too_small:
+        raise Incompatible(f"it has {', '.join(too_small)}; allowed: at least 1")
+    if not model.fingerprint or any(i >= model.vocab_size for i in model.eos_ids):
+        raise Incompatible("its model has no fingerprint, or end tokens outside its vocabulary")
+    if info.role is not Role.PREFILL and ranks != list(range(info.layout.world_size)):
+        raise Incompatible(
+            f"it takes KV on ranks {ranks}; allowed: each of its {info.layout.world_size}, in order"
+        )

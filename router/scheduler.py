@@ -1,0 +1,340 @@
+"""The global scheduler: joins requests, workers, queue and time; decides, and does nothing else.
+
+Each input returns the actions to perform, in order. `lifecycle` knows one request, `fleet` the
+workers and their load, `placement` chooses, `admission` queues. Inputs come from one thread, with
+times that never go back. A pulse, every `heartbeat_s` while a worker is up, sends heartbeats and
+finds the silent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from eastwest.clock import ns
+from eastwest.config import RouterConfig
+from eastwest.errors import EastWestError, ErrorCode, InvalidArgument, Phase, Unavailable
+from eastwest.messages import (
+    Event,
+    Failed,
+    Heartbeat,
+    Load,
+    Prefilled,
+    Reserved,
+    Stepped,
+    WorkerInfo,
+)
+from router.admission import Admission
+from router.fleet import Fleet, Worker, WorkerView
+from router.lifecycle import Lifecycle, State
+from router.placement import LeastLoaded, Placement, PlacementPolicy, can_serve
+from router.requests import Action, Counters, Marks, Request
+from router.settling import Settling
+from router.timers import Timers
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """A view of the router. stale_events: dropped, for they came from a former incarnation."""
+
+    waiting: int
+    active: int
+    counters: Counters
+    workers: tuple[WorkerView, ...]
+    stale_events: int = 0
+
+
+class Scheduler:
+    """See the module. Every request that `submit` takes gets exactly one `End`."""
+
+    def __init__(self, config: RouterConfig, policy: PlacementPolicy | None = None) -> None:
+        self._config = config
+        self._policy = policy or LeastLoaded()
+        self._heartbeat_ns = ns(config.heartbeat_s)
+        self._silence_ns = ns(config.worker_timeout_s)
+        self._fleet = Fleet()
+        self._queue = Admission(config.queue_max)
+        self._timers = Timers()
+        self._settling = Settling(config.active_max)
+        self._lives: dict[str, Lifecycle] = {}
+        self._works: dict[str, Lifecycle] = {}
+        self._attempts = 0
+        self._pulse_ns: int | None = None
+        self._counters = Counters()
+        self._stale_events = 0
+
+    # Requests.
+
+    def submit(self, request: Request, now_ns: int) -> list[Action]:
+        """Take a request, or raise and remember nothing: `InvalidArgument` (its id is running, or
+        no worker could ever hold it), `Unavailable` (no worker has ever been known), `Overloaded`.
+        """
+        if request.request_id in self._lives:
+            raise InvalidArgument(
+                f"request id {request.request_id!r} is running; allowed: ids of no running request"
+            )
+        if not len(self._fleet):
+            raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
+        self._fleet.check_fits(request)
+        self._queue.check(now_ns)
+        marks = Marks(request.accepted_ns, admitted_ns=max(now_ns, request.accepted_ns))
+        life = Lifecycle(request, self._config.attempts_max, marks, request.deadline_ns)
+        self._lives[request.request_id] = life
+        self._timers.set(request.request_id, life.wake_ns)
+        self._queue.enter(life)
+        out: list[Action] = []
+        self._dispatch(now_ns, out)
+        return out
+
+    def cancel(self, request_id: str, error: EastWestError, now_ns: int) -> list[Action]:
+        """End the request with `error`. Unknown ids are no error: it may have ended by itself."""
+        out: list[Action] = []
+        if (life := self._lives.get(request_id)) is not None:
+            life.fail(error, out)
+            self._follow(life, now_ns)
+            self._dispatch(now_ns, out)
+        return out
+
+    def stop(self, request_id: str, now_ns: int, keep_tokens: int) -> list[Action]:
+        """End the request well: its text is complete with the first `keep_tokens` delivered."""
+        out: list[Action] = []
+        if (life := self._lives.get(request_id)) is not None:
+            life.stop(keep_tokens, out)
+            self._follow(life, now_ns)
+            self._dispatch(now_ns, out)
+        return out
+
+    # Workers.
+
+    def worker_up(self, info: WorkerInfo, now_ns: int) -> list[Action]:
+        """A worker has connected. What a former connection held is lost, whatever its epoch."""
+        out: list[Action] = []
+        if (former := self._fleet.get(info.worker_id)) is not None:
+            if info.epoch < former.info.epoch:
+                return []
+            self._lose(former, "it has connected anew", now_ns, out)
+        self._fleet.connect(info, now_ns)
+        self._begin_pulse(now_ns)
+        self._dispatch(now_ns, out)
+        return out
+
+    def worker_down(self, worker_id: str, epoch: int, reason: str, now_ns: int) -> list[Action]:
+        """The stream to this incarnation is broken. Former incarnations are known to be gone."""
+        out: list[Action] = []
+        if (worker := self._fleet.current(worker_id, epoch)) is not None:
+            self._lose(worker, reason, now_ns, out)
+            self._dispatch(now_ns, out)
+        return out
+
+    def event(self, worker_id: str, epoch: int, event: Event, now_ns: int) -> list[Action]:
+        """A worker has spoken. One that was silent is back, and told what to drop."""
+        worker = self._fleet.current(worker_id, epoch)
+        if worker is None:
+            self._stale_events += 1
+            return []
+        out: list[Action] = []
+        worker.heard_ns = now_ns
+        room = worker.silent
+        if worker.silent:
+            worker.wake(out)
+            self._begin_pulse(now_ns)
+        if isinstance(event, Stepped):
+            room |= self._stepped(worker, event, now_ns, out)
+        elif isinstance(event, Load):
+            worker.report(event)
+            room = True
+        else:
+            room |= self._answered(worker, event, now_ns, out)
+        if room:
+            self._dispatch(now_ns, out)
+        return out
+
+    # Time.
+
+    def tick(self, now_ns: int) -> list[Action]:
+        """Do what is due."""
+        out: list[Action] = []
+        for request_id in self._timers.due(now_ns):
+            life = self._lives[request_id]
+            life.expire(now_ns, out)
+            self._follow(life, now_ns)
+        if self._pulse_ns is not None and now_ns >= self._pulse_ns:
+            self._pulse(now_ns, now_ns - self._pulse_ns, out)
+        self._dispatch(now_ns, out)
+        return out
+
+    def next_wakeup_ns(self) -> int | None:
+        """When `tick` must be called, unless an input changes it; None: never."""
+        timer = self._timers.next_ns()
+        if timer is None or self._pulse_ns is None:
+            return timer if self._pulse_ns is None else self._pulse_ns
+        return min(timer, self._pulse_ns)
+
+    def _begin_pulse(self, now_ns: int) -> None:
+        if self._pulse_ns is None:
+            self._pulse_ns = now_ns + self._heartbeat_ns
+
+    def _pulse(self, now_ns: int, late_ns: int, out: list[Action]) -> None:
+        for worker in self._fleet.up():
+            # A pulse that is late by more than its period says that this process has slept, and
+            # that events may lie unread: that time is not the worker's silence.
+            if late_ns > self._heartbeat_ns:
+                worker.heard_ns += late_ns
+            if now_ns - worker.heard_ns >= self._silence_ns:
+                silence = f"silent for {self._config.worker_timeout_s:g} s"
+                self._lose(worker, silence, now_ns, out, silent=True)
+            else:
+                out.append(worker.send(Heartbeat()))
+        self._pulse_ns = now_ns + self._heartbeat_ns if self._fleet.up() else None
+
+    # Views.
+
+    def is_running(self, request_id: str) -> bool:
+        return request_id in self._lives
+
+    def loads(self) -> Loads:
+        """What is going on; a snapshot."""
+        counters = replace(self._counters, failed=dict(self._counters.failed))
+        return Loads(
+            waiting=len(self._queue),
+            active=self._active,
+            counters=counters,
+            workers=self._fleet.views(),
+            stale_events=self._stale_events,
+        )
+
+    @property
+    def _active(self) -> int:
+        return len(self._lives) - len(self._queue)
+
+    # Inside.
+
+    def _stepped(self, worker: Worker, event: Stepped, now_ns: int, out: list[Action]) -> bool:
+        """The hot path. True where a request has ended."""
+        works = self._works
+        ended = False
+        for output in event.outputs:
+            life = works.get(output.request_id)
+            if life is not None:
+                life.stepped(worker, output, now_ns, out)
+                if life.state is State.ENDED:
+                    self._follow(life, now_ns)
+                    ended = True
+        return ended
+
+    def _answered(
+        self,
+        worker: Worker,
+        event: Reserved | Prefilled | Failed,
+        now_ns: int,
+        out: list[Action],
+    ) -> bool:
+        """True where a request does not need its workers any more."""
+        life = self._works.get(event.request_id)
+        if life is None:
+            if isinstance(event, Failed):
+                self._settling.failed(event.request_id, worker, out)
+            return False
+        if isinstance(event, Reserved):
+            life.reserved(worker, event, now_ns, out)
+        elif isinstance(event, Prefilled):
+            life.prefilled(worker, event, now_ns, out)
+        else:
+            life.failed(worker, event, out)
+            if event.code is ErrorCode.OVERLOADED:
+                worker.refused_until_ns = now_ns + self._heartbeat_ns
+        return self._follow(life, now_ns)
+
+    def _lose(
+        self,
+        worker: Worker,
+        reason: str,
+        now_ns: int,
+        out: list[Action],
+        *,
+        silent: bool = False,
+    ) -> None:
+        """A worker is gone, or treated as such."""
+        was_up = worker.up
+        worker.fall(silent=silent)
+        if not was_up:
+            return
+        self._settling.bereave(worker, out)
+        # Latest first: each goes to the head of the queue, where the earliest belongs.
+        for life in reversed(list(self._lives.values())):
+            life.bereave(worker, reason, now_ns, out)
+            self._follow(life, now_ns)
+
+    def _follow(self, life: Lifecycle, now_ns: int) -> bool:
+        """Bring queue, timers and tables in line with a life that an input may have moved. True
+        where it has left its workers."""
+        request_id = life.request.request_id
+        if life.state is State.ENDED:
+            self._forget(life, now_ns)
+            return True
+        self._timers.set(request_id, life.wake_ns)
+        if life.state is not State.QUEUED or request_id in self._queue:
+            return False
+        del self._works[life.work_id]
+        self._queue.reenter(life)
+        return True
+
+    def _forget(self, life: Lifecycle, now_ns: int) -> None:
+        request_id = life.request.request_id
+        del self._lives[request_id]
+        self._timers.cancel(request_id)
+        if request_id in self._queue:
+            self._queue.leave(request_id)
+        else:
+            del self._works[life.work_id]
+            self._queue.departed(now_ns)
+        if life.settling:
+            self._settling.add(life)
+        if life.error is None:
+            self._counters.completed += 1
+        else:
+            failed = self._counters.failed
+            failed[life.error.code.value] = failed.get(life.error.code.value, 0) + 1
+
+    def _dispatch(self, now_ns: int, out: list[Action]) -> None:
+        """Place requests, from the head of the queue, as long as there is room."""
+        while self._active < self._config.active_max and (life := self._queue.head()) is not None:
+            if now_ns >= life.request.deadline_ns:
+                life.expire(now_ns, out)
+                self._follow(life, now_ns)
+            elif (placement := self._place(life, now_ns)) is not None:
+                self._attempts += 1
+                self._queue.leave(life.request.request_id)
+                life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
+                self._works[life.work_id] = life
+            else:
+                try:
+                    self._fleet.check_fits(life.request)
+                except InvalidArgument as error:
+                    life.fail(error, out)
+                    self._follow(life, now_ns)
+                else:
+                    return
+
+    def _place(self, life: Lifecycle, now_ns: int) -> Placement | None:
+        workers = self._fleet.up()
+        if life.failed_on:
+            others = [w for w in workers if w not in life.failed_on]
+            workers = others if can_serve(others) else workers
+        willing = [w for w in workers if w.refused_until_ns <= now_ns]
+        return self._policy.place(life.request, willing)
+
+    def check_integrity(self) -> None:
+        """Assert that tables, queue, timers and load estimates agree."""
+        waiting = [life for life in self._lives.values() if life.state is State.QUEUED]
+        active = [life for life in self._lives.values() if life.state is not State.QUEUED]
+        assert all(life.state is not State.ENDED for life in active)
+        assert len(waiting) == len(self._queue) <= self._config.queue_max + self._config.active_max
+        assert all(life.request.request_id in self._queue for life in waiting)
+        assert len(active) == len(self._works) <= self._config.active_max
+        assert all(self._works.get(life.work_id) is life for life in active)
+        assert len(self._timers) == len(self._lives)
+        assert all(request_id in self._timers for request_id in self._lives)
+        assert len(self._settling) <= self._config.active_max
+        assert self._pulse_ns is not None or not self._fleet.up()
+        for worker in self._fleet:
+            worker.check_integrity(life.share(worker) for life in active)

@@ -1,0 +1,210 @@
+"""Whatever workers say, in whatever order, true or not, the scheduler keeps its own promises.
+
+1. A request ends once, and nothing but aborts follows.
+2. Its tokens are delivered only while it runs, and an outcome repeats exactly those.
+3. Commands go to incarnations that are up.
+4. Its tables, queue, timers and load estimates agree after every input.
+5. After its deadline nothing runs.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from eastwest.clock import ns
+from eastwest.config import RouterConfig
+from eastwest.errors import Cancelled, EastWestError, ErrorCode, Phase
+from eastwest.messages import (
+    Event,
+    Failed,
+    Liveness,
+    Prefill,
+    Prefilled,
+    Reserve,
+    Reserved,
+    SequenceOutput,
+    Stepped,
+)
+from eastwest.testing.builders import a_load, a_ticket, a_worker, some_tokens
+from eastwest.types import FinishReason, Role
+from router.requests import Action, Deliver, End, Outcome, Send
+from router.scheduler import Scheduler
+from tests.unit.router.builders import a_request
+
+WORKERS = st.sampled_from(["p0", "p1", "d0", "d1", "a0"])
+ROLES = {"p": Role.PREFILL, "d": Role.DECODE, "a": Role.AGGREGATED}
+REQUESTS = st.sampled_from(["r0", "r1", "r2", "r3", "r4"])
+FINISHES = st.sampled_from([None, None, None, *FinishReason])
+TIMEOUT_S = 30.0
+
+
+class AnyWords(RuleBasedStateMachine):
+    """Inputs without sense; the checks are in `tell`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = RouterConfig(queue_max=3, active_max=2, heartbeat_s=1, worker_timeout_s=5)
+        self.scheduler = Scheduler(config)
+        self.now_ns = 0
+        self.epochs: dict[str, int] = {}
+        self.works: list[str] = ["r0#0"]
+        self.reserver: dict[str, str] = {}
+        self.prefiller: dict[str, str] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.told = 0
+
+    def tell(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                assert self.epochs[action.worker_id] == action.epoch
+                if isinstance(action.command, Reserve):
+                    self.works.append(action.command.request_id)
+                    self.reserver[action.command.request_id] = action.worker_id
+                elif isinstance(action.command, Prefill):
+                    self.prefiller[action.command.request_id] = action.worker_id
+            elif isinstance(action, Deliver):
+                self.tokens[action.request_id] += [t.token for t in action.tokens]
+            else:
+                self.ended(action)
+
+    def ended(self, end: End) -> None:
+        tokens = self.tokens.pop(end.request_id)
+        if isinstance(end.result, Outcome):
+            kept = [t.token for t in end.result.tokens]
+            assert kept == tokens[: len(kept)]
+            assert end.result.marks.timing(self.now_ns).ttft.total_ns >= 0
+        else:
+            assert end.result.phase is not None
+
+    @rule(worker=WORKERS, newer=st.integers(0, 1))
+    def connect(self, worker: str, newer: int) -> None:
+        epoch = self.epochs.get(worker, 1) + newer
+        info = a_worker(worker, ROLES[worker[0]], epoch=epoch, num_blocks=16)
+        self.epochs[worker] = epoch
+        self.tell(self.scheduler.worker_up(info, self.now_ns))
+
+    @rule(worker=WORKERS, older=st.integers(0, 1))
+    def disconnect(self, worker: str, older: int) -> None:
+        epoch = self.epochs.get(worker, 1) - older
+        self.tell(self.scheduler.worker_down(worker, epoch, "broken", self.now_ns))
+
+    @rule(request=REQUESTS, tokens=st.integers(1, 200))
+    def submit(self, request: str, tokens: int) -> None:
+        asked = a_request(
+            request,
+            tokens=tokens,
+            max_tokens=4,
+            accepted_ns=self.now_ns,
+            timeout_s=TIMEOUT_S,
+        )
+        fresh = request not in self.tokens
+        if fresh:
+            self.tokens[request] = []
+        try:
+            self.tell(self.scheduler.submit(asked, self.now_ns))
+        except EastWestError:
+            if fresh:
+                del self.tokens[request]
+        else:
+            assert fresh
+
+    @rule(request=REQUESTS)
+    def cancel(self, request: str) -> None:
+        self.tell(self.scheduler.cancel(request, Cancelled("gone"), self.now_ns))
+        assert request not in self.tokens
+
+    @rule(request=REQUESTS, data=st.data())
+    def stop(self, request: str, data: st.DataObject) -> None:
+        if tokens := self.tokens.get(request):
+            keep = data.draw(st.integers(0, len(tokens)))
+            self.tell(self.scheduler.stop(request, self.now_ns, keep))
+            assert request not in self.tokens
+
+    # Half of what workers say comes from the one that was asked.
+
+    @rule(worker=WORKERS, work=st.integers(1, 4), honest=st.booleans())
+    def reserved(self, worker: str, work: int, honest: bool) -> None:
+        work_id = self.recent(work)
+        worker = self.reserver.get(work_id, worker) if honest else worker
+        ticket = a_ticket(a_worker(worker, epoch=self.epochs.get(worker, 1)), lease_s=3)
+        self.say(worker, Reserved(work_id, ticket, 0, 0))
+
+    @rule(worker=WORKERS, work=st.integers(1, 4), honest=st.booleans(), finish=FINISHES)
+    def prefilled(self, worker: str, work: int, honest: bool, finish: FinishReason | None) -> None:
+        work_id = self.recent(work)
+        worker = self.prefiller.get(work_id, worker) if honest else worker
+        (token,) = some_tokens(self.told)
+        self.say(worker, Prefilled(work_id, token, finish, 10**9, 10**9, 1, 0))
+
+    @rule(
+        worker=WORKERS,
+        works=st.lists(st.integers(1, 4), max_size=3),
+        honest=st.booleans(),
+        count=st.integers(0, 2),
+        finish=FINISHES,
+    )
+    def stepped(
+        self,
+        worker: str,
+        works: list[int],
+        honest: bool,
+        count: int,
+        finish: FinishReason | None,
+    ) -> None:
+        work_ids = [self.recent(work) for work in works]
+        if honest and work_ids:
+            worker = self.reserver.get(work_ids[0], worker)
+        tokens = some_tokens(*range(self.told, self.told + count))
+        self.say(worker, Stepped(tuple(SequenceOutput(work, tokens, finish) for work in work_ids)))
+
+    @rule(
+        worker=WORKERS,
+        work=st.integers(1, 4),
+        honest=st.booleans(),
+        code=st.sampled_from(ErrorCode),
+    )
+    def failed(self, worker: str, work: int, honest: bool, code: ErrorCode) -> None:
+        work_id = self.recent(work)
+        worker = self.reserver.get(work_id, worker) if honest else worker
+        self.say(worker, Failed(work_id, code, "failed", Phase.TRANSFER))
+
+    def recent(self, work: int) -> str:
+        return self.works[-min(work, len(self.works))]
+
+    @rule(worker=WORKERS, free=st.integers(0, 16))
+    def load(self, worker: str, free: int) -> None:
+        self.say(worker, a_load(free_blocks=free, num_blocks=16))
+
+    @rule(delay_s=st.sampled_from([0.0, 0.1, 1.0, 7.0]))
+    def wait(self, delay_s: float) -> None:
+        until = self.now_ns + ns(delay_s)
+        while (wakeup := self.scheduler.next_wakeup_ns()) is not None and wakeup <= until:
+            assert wakeup >= self.now_ns
+            self.now_ns = wakeup
+            self.tell(self.scheduler.tick(wakeup))
+        self.now_ns = until
+
+    @rule()
+    def outlive_every_deadline(self) -> None:
+        self.wait(TIMEOUT_S)
+        assert not self.tokens
+
+    def say(self, worker: str, event: Event) -> None:
+        self.told += 2
+        epoch = self.epochs.get(worker, 1)
+        self.tell(self.scheduler.event(worker, epoch, event, self.now_ns))
+
+    @invariant()
+    def all_agrees(self) -> None:
+        self.scheduler.check_integrity()
+        loads = self.scheduler.loads()
+        assert loads.waiting + loads.active == len(self.tokens)
+        assert all(self.scheduler.is_running(request) for request in self.tokens)
+        up = {v.info.worker_id for v in loads.workers if v.liveness is Liveness.UP}
+        assert up <= self.epochs.keys()
+
+
+AnyWords.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyWords = AnyWords.TestCase

@@ -1,0 +1,74 @@
+"""What least-loaded placement keeps to, over any fleet.
+
+1. It places where some pair fits, and only there.
+2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice.
+3. A decode worker with work of ours is never asked for more than its estimated room; none for
+   more than all its blocks.
+4. The order in which workers are listed does not matter.
+5. No decode worker that would fit has fewer sequences.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eastwest.testing.builders import a_load, a_model, a_worker
+from eastwest.types import Role
+from router.fleet import Worker
+from router.placement import LeastLoaded, can_serve, has_room
+from router.requests import Request
+from tests.unit.router.builders import a_request
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[Worker]:
+    workers = []
+    for index in range(draw(st.integers(0, 8))):
+        role = draw(st.sampled_from(Role))
+        model = a_model(fingerprint=draw(st.sampled_from(["a", "b"])))
+        blocks = draw(st.integers(1, 64))
+        worker = Worker(a_worker(f"w{index}", role, num_blocks=blocks, model=model), 0)
+        if draw(st.booleans()):
+            free = draw(st.integers(0, blocks))
+            running, tokens = draw(st.integers(0, 3)), draw(st.integers(0, 100))
+            worker.report(a_load(free_blocks=free, running=running, waiting_tokens=tokens))
+        worker.prompt_tokens = draw(st.integers(0, 100))
+        for _ in range(draw(st.integers(0, 2))):
+            worker.expect(draw(st.integers(1, 16)))
+        workers.append(worker)
+    return workers
+
+
+REQUESTS = st.builds(a_request, tokens=st.integers(1, 600), max_tokens=st.integers(1, 50))
+
+
+@given(fleets(), REQUESTS, st.randoms(use_true_random=False))
+def test_placement_keeps_its_rules(
+    workers: list[Worker], request: Request, rng: random.Random
+) -> None:
+    fitting = [
+        w
+        for w in workers
+        if w.decodes
+        and has_room(w, w.blocks_of(request))
+        and can_serve([w, *(p for p in workers if p.info.role is Role.PREFILL)])
+    ]
+    placement = LeastLoaded().place(request, workers)
+    if placement is None:
+        assert not fitting
+        return
+    prefill, decode = placement.prefill, placement.decode
+    assert decode in fitting
+    assert placement.blocks == decode.blocks_of(request) <= decode.info.num_blocks
+    assert placement.blocks <= decode.room_blocks or not decode.sequences
+    if decode.info.role is Role.AGGREGATED:
+        assert prefill is decode
+    else:
+        assert (prefill.info.role, decode.info.role) == (Role.PREFILL, Role.DECODE)
+        assert prefill.kind == decode.kind
+    assert decode.decoding_sequences == min(w.decoding_sequences for w in fitting)
+    shuffled = rng.sample(workers, len(workers))
+    assert LeastLoaded().place(request, shuffled) == placement

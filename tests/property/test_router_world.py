@@ -1,0 +1,96 @@
+"""The router's promises in random worlds.
+
+1. Each request ends exactly once; its tokens come exactly once and in order.
+2. No command goes to a dead incarnation, and no reservation is forgotten.
+3. The parts of every timing sum exactly, and none is negative.
+4. Queue and active requests stay within their bounds; load estimates equal their sums.
+5. Once faults stop and workers are up, everything ends.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eastwest.errors import ErrorCode, Unavailable
+from eastwest.testing.simulated import Faults
+from eastwest.types import Role
+from router.requests import Outcome
+from tests.property.router_world import RETRIABLE, Swarm, World
+
+SEEDS = st.integers(0, 2**32)
+P, D, A = Role.PREFILL, Role.DECODE, Role.AGGREGATED
+FLEETS = st.sampled_from([(P, D), (P, P, D, D), (A,), (A, A), (P, D, A), (P, D, D, D)])
+RATES = st.sampled_from([0.0, 0.0, 0.05, 0.3])
+CHANCES = st.sampled_from([0.0, 0.0, 0.05, 0.3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, roles=FLEETS)
+def test_every_request_completes_where_nothing_goes_wrong(
+    seed: int, roles: tuple[Role, ...]
+) -> None:
+    world = World(seed, Swarm(roles))
+    world.run()
+    assert all(isinstance(result, Outcome) for result in world.results)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, roles=FLEETS, refuse=CHANCES)
+def test_refusals_delay_requests_and_end_none(
+    seed: int, roles: tuple[Role, ...], refuse: float
+) -> None:
+    world = World(seed, Swarm(roles, num_blocks=24, faults=Faults(refuse=refuse)))
+    world.run()
+    assert all(isinstance(result, Outcome) for result in world.results)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=SEEDS,
+    roles=FLEETS,
+    blocks=st.sampled_from([24, 64]),
+    faults=st.builds(
+        Faults, refuse=CHANCES, fail=st.sampled_from([0.0, 0.02, 0.2]), codes=st.just(RETRIABLE)
+    ),
+    rates=st.tuples(RATES, RATES, RATES),
+    chances=st.tuples(CHANCES, CHANCES, CHANCES),
+)
+def test_promises_hold_whatever_happens(
+    seed: int,
+    roles: tuple[Role, ...],
+    blocks: int,
+    faults: Faults,
+    rates: tuple[float, float, float],
+    chances: tuple[float, float, float],
+) -> None:
+    crash, hang, cut = rates
+    cancel, stop, hurry = chances
+    swarm = Swarm(
+        roles,
+        num_blocks=blocks,
+        faults=faults,
+        crash_rate=crash,
+        hang_rate=hang,
+        cut_rate=cut,
+        cancel=cancel,
+        stop=stop,
+        hurry=hurry,
+    )
+    world = World(seed, swarm)
+    world.run()
+    allowed = {ErrorCode.UNAVAILABLE, ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED}
+    assert all(isinstance(r, Outcome) or r.code in allowed for r in world.results)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+def test_a_seed_gives_the_same_world_again(seed: int) -> None:
+    def ends() -> list[str]:
+        faults = Faults(refuse=0.1, fail=0.05, codes=RETRIABLE)
+        swarm = Swarm((P, P, D, D), requests=10, faults=faults, crash_rate=0.2)
+        world = World(seed, swarm)
+        world.run()
+        return [r.message if isinstance(r, Unavailable) else repr(r) for r in world.results]
+
+    assert ends() == ends()

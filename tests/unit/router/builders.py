@@ -1,0 +1,33 @@
+"""Builders of what enters the router's scheduler."""
+
+from __future__ import annotations
+
+from eastwest.clock import ns
+from eastwest.types import SamplingParams
+from router.requests import Request
+
+
+def a_request(
+    request_id: str = "r1",
+    *,
+    tokens: int = 300,
+    max_tokens: int = 10,
+    output_tokens: int | None = None,
+    accepted_ns: int = 0,
+    timeout_s: float = 600.0,
+) -> Request:
+    """A greedy request with a prompt of `tokens` tokens.
+
+    output_tokens: after how many a simulated worker ends it, if not max_tokens.
+    """
+    first = max_tokens if output_tokens is None else output_tokens
+    return Request(
+        request_id=request_id,
+        salt="",
+        session_id="",
+        prompt=(first, *range(1, tokens)),
+        sampling=SamplingParams(temperature=0.0, seed=0),
+        max_tokens=max_tokens,
+        accepted_ns=accepted_ns,
+        deadline_ns=accepted_ns + ns(timeout_s),
+    )
