@@ -33,7 +33,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-console = Console(highlight=False)
+# Wide enough for the tables where there is no terminal to ask.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = Console(stderr=True, highlight=False)
 
 ConfigPath = Annotated[

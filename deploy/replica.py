@@ -45,6 +45,8 @@ from runtime.step_loop import StepLoop
 log = logging.getLogger(__name__)
 
 TICK_S = 0.2
+# How long streams that were told to end may take to do so.
+STOP_GRACE_S = 1.0
 # Commands carry whole prompts, and frames up to kv.frame_bytes of KV.
 MESSAGE_BYTES = 64 << 20
 
@@ -178,7 +180,8 @@ class Replica:
         """End all work and release everything. Idempotent."""
         if self._info is None:
             return
-        await self._server.stop(grace=0)
+        self._control.close()
+        await self._server.stop(STOP_GRACE_S)
         await self._prefill.close()
         await self._decode.close()
         tasks, self._tasks = self._tasks, []

@@ -166,7 +166,8 @@ class WeightLoader:
         return torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
 
     def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, self._dtype)
+        # Always a copy: one view that stays would keep the whole file mapped and resident.
+        return tensor.to(self._device, self._dtype, copy=True)
 
     def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         c = self._config

@@ -38,8 +38,8 @@ _SUM = struct.Struct("<Q")
 class BlockForm:
     """The exact shape of every stored block of one model; build with `form_of`.
 
-    digest: names spec, block_tokens, model fingerprint and number of parts. part_bytes: length of each part, in
-    layer order; they sum to `block_bytes`. manifest_bytes: length of every manifest.
+    digest: names spec, block_tokens, model fingerprint and number of parts. part_bytes: length of
+    each part, in layer order; they sum to `block_bytes`. manifest_bytes: length of every manifest.
     """
 
     digest: bytes

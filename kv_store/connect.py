@@ -39,7 +39,7 @@ def open_block_store(
     """A store of blocks of this model. Raises `ConfigError` for a URL that cannot be used."""
     counters = StoreCounters()
     return RedisBlockStore(
-        Pipes(connections_to(url, config.timeout_s), PIPES),
+        Pipes(connections_to(url), PIPES),
         _guard(config, clock, rng, counters),
         counters,
         form_of(spec, block_tokens, fingerprint),
@@ -54,7 +54,7 @@ def open_session_store(
     """A store of sessions. Raises `ConfigError` for a URL that cannot be used."""
     counters = StoreCounters()
     return RedisSessionStore(
-        Pipes(connections_to(url, config.timeout_s), PIPES),
+        Pipes(connections_to(url), PIPES),
         _guard(config, clock, rng, counters),
         counters,
         config.namespace,
@@ -62,7 +62,7 @@ def open_session_store(
     )
 
 
-def connections_to(url: str, timeout_s: float) -> MakeConnection:
+def connections_to(url: str) -> MakeConnection:
     """Makes unconnected connections. Raises `ConfigError` naming the part that is wrong."""
     try:
         parts = urlsplit(url)
@@ -80,10 +80,10 @@ def connections_to(url: str, timeout_s: float) -> MakeConnection:
     if port == 0:
         raise _bad("port 0")
     try:
-        pool = ConnectionPool.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-        )
-        pool.connection_kwargs["protocol"] = 2  # what `kv_store.resp` speaks
+        pool = ConnectionPool.from_url(url)
+        # Deadlines are the guard's. RESP2 is what `kv_store.resp` speaks.
+        fixed = {"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2}
+        pool.connection_kwargs.update(fixed)
         make: MakeConnection = pool.make_connection
         make()
     except (TypeError, ValueError, RedisError):

@@ -86,11 +86,6 @@ class WorkerLink:
     def liveness(self) -> Liveness:
         return Liveness.UP if self._up else Liveness.CONNECTING
 
-    @property
-    def epoch(self) -> int:
-        """The last incarnation that was welcome; 0 before any."""
-        return self._epoch
-
     def start(self) -> None:
         """Begin dialling. Called once, on the event loop."""
         assert self._task is None
@@ -149,14 +144,13 @@ class WorkerLink:
             try:
                 async with asyncio.timeout(GREETING_TIMEOUT_S):
                     info = await self._greet(call, messages)
-                self._owner.worker_up(info)
             except TimeoutError:
                 return Unavailable(f"no greeting within {GREETING_TIMEOUT_S} s")
             except grpc.aio.AioRpcError as error:
                 return error_from_rpc(error)
             except EastWestError as error:
                 return error
-            return await self._converse(call, messages, info.epoch)
+            return await self._converse(call, messages, info)
 
     async def _greet(self, call: _Call, messages: _Messages) -> WorkerInfo:
         hello = worker.Hello(router_id=self._router_id, protocol_version=PROTOCOL_VERSION)
@@ -173,11 +167,18 @@ class WorkerLink:
         check_welcome(info, self.worker_id, self._epoch)
         return info
 
-    async def _converse(self, call: _Call, messages: _Messages, epoch: int) -> EastWestError:
+    async def _converse(self, call: _Call, messages: _Messages, info: WorkerInfo) -> EastWestError:
         """Run an open stream until it ends; returns why."""
+        epoch = info.epoch
         self._queued.clear()
         self._broken = asyncio.get_running_loop().create_future()
+        # The owner may have commands for the worker as soon as it hears of it.
         self._epoch, self._up = epoch, True
+        try:
+            self._owner.worker_up(info)
+        except EastWestError as error:
+            self._up = False
+            return error
         log.info("worker %s is up, epoch %d", self.worker_id, epoch)
         reason: EastWestError = Unavailable(f"the link to worker {self.worker_id} is closed")
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +21,9 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Anyone on this machine could otherwise use a local cluster. Set once a process, since Ray
+# remembers it; without it Ray writes a token of its own into the home directory.
+_TOKEN = "RAY_AUTH_TOKEN"
 
 # No tensor and no token goes through the object store, so Ray's least is enough.
 _OBJECT_STORE_BYTES = 80 << 20
@@ -33,6 +38,8 @@ class Cluster:
         Raises `ConfigError` where the cluster cannot be reached.
         """
         os.environ.update(_ENVIRONMENT)
+        if address is None and _TOKEN not in os.environ:
+            os.environ[_TOKEN] = secrets.token_hex(32)
         self._directory: Path | None = None
         try:
             if address is not None:
@@ -45,6 +52,7 @@ class Cluster:
                 namespace=NAMESPACE,
                 include_dashboard=False,
                 log_to_driver=False,
+                logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _temp_dir=str(self._directory),
             )

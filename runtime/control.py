@@ -16,7 +16,14 @@ from typing import Protocol
 import grpc.aio
 
 from eastwest import wire
-from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Overloaded, StaleEpoch
+from eastwest.errors import (
+    EastWestError,
+    Incompatible,
+    InvalidArgument,
+    Overloaded,
+    StaleEpoch,
+    Unavailable,
+)
 from eastwest.messages import PROTOCOL_VERSION, Command, Event, Load, WorkerInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import worker_pb2, worker_pb2_grpc
@@ -92,6 +99,11 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service; called once, before the server starts."""
         worker_pb2_grpc.add_WorkerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """End all streams: their routers hear that the worker stops."""
+        for outbox in self._outboxes.values():
+            outbox.break_off(Unavailable("the worker is stopping"))
 
     def emit(self, router_id: str, event: Event) -> None:
         """Queue an event; dropped where the router is gone, since its work is ended then."""

@@ -116,7 +116,8 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
         self._lease_s = lease_s
         self.reserving, self.prefilling, self.stepping = Gate(), Gate(), Gate()
         self.commands: list[Command] = []
-        self.heartbeats = 0
+        self._greetings = 0
+        self._heartbeats = 0
         self.silent = False
         self._changes = Changes()
         self._outboxes: dict[str, _Outbox] = {}
@@ -149,6 +150,14 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
         await self._changes.until(lambda: len(of_kind()) >= count)
         return of_kind()
 
+    async def greeted(self, count: int) -> None:
+        """Wait until routers have said Hello so many times."""
+        await self._changes.until(lambda: self._greetings >= count)
+
+    async def heard_heartbeats(self, count: int) -> None:
+        """Wait until so many heartbeats have come."""
+        await self._changes.until(lambda: self._heartbeats >= count)
+
     async def freed(self) -> None:
         """Wait until nothing is held."""
         await self._changes.until(lambda: not self.holding)
@@ -157,6 +166,11 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
         """End the worker's part of a request as a real one would."""
         router_id = self._drop(request_id)
         self._emit(router_id, Failed(request_id, code, message, phase))
+
+    def report(self) -> None:
+        """Tell all routers the load, unasked."""
+        for router_id in self._outboxes:
+            self._emit(router_id, self._load())
 
     def break_streams(self) -> None:
         """Break all control streams; the server lives on, and so does the incarnation."""
@@ -197,6 +211,8 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         """See worker.proto."""
         hello = (await anext(aiter(request_iterator))).hello
+        self._greetings += 1
+        self._changes.notify()
         outbox: _Outbox = asyncio.Queue(_OUTBOX_MAX)
         end = asyncio.Event()
         self._outboxes[hello.router_id], self._ends[hello.router_id] = outbox, end
@@ -252,7 +268,7 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
     def _handle(self, router_id: str, command: Command) -> None:
         match command:
             case Heartbeat():
-                self.heartbeats += 1
+                self._heartbeats += 1
                 if not self.silent:
                     self._emit(router_id, self._load())
             case Reserve():

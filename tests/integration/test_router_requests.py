@@ -169,14 +169,14 @@ async def test_fifty_requests_at_once_each_get_their_own_tokens() -> None:
 
 async def test_a_client_that_lags_gets_several_tokens_in_a_chunk_and_misses_none() -> None:
     async with a_deployment() as d:
-        generation = d.client.generate("hi", max_tokens=3000, logprobs=20)
+        generation = d.client.generate("hi", max_tokens=1000, logprobs=20)
         first = await anext(generation)
         # Nothing is read until the workers are through, which no client can hold up.
         await d.decode.freed()
         chunks = [first] + [chunk async for chunk in generation]
         completion = await generation
     assert tuple(t for c in chunks for t in c.token_ids) == completion.token_ids
-    assert len(completion.token_ids) == 3000
+    assert len(completion.token_ids) == 1000
     assert max(len(c.token_ids) for c in chunks) > 1
 
 
@@ -246,7 +246,7 @@ async def test_a_passed_deadline_names_its_phase_and_frees_the_workers(phase: Ph
             case Phase.DECODE:
                 d.decode.stepping.allow(1)
         with pytest.raises(DeadlineExceeded) as caught:
-            await d.client.generate("hi", timeout_s=1.0)
+            await d.client.generate("hi", timeout_s=0.5)
         assert caught.value.phase is phase
         await d.decode.received(Abort)
         for gate in (d.decode.reserving, d.prefill.prefilling, d.decode.stepping):

@@ -1,0 +1,160 @@
+"""One model replica on torch: the engine port over model, paged KV and sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from eastwest.config import KVConfig, ModelConfig, PoolConfig
+from eastwest.errors import ConfigError, ModelError
+from eastwest.layout import ParallelLayout, Shard
+from eastwest.messages import ModelInfo
+from eastwest.ports import StepRow
+from eastwest.types import SampledToken
+from engine.architecture import ArchitectureConfig
+from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.kv_memory import TORCH_DTYPES, TorchKVMemory
+from engine.linear import cpu_computes_bfloat16, make_linear
+from engine.model import Model
+from engine.quantize import Int8Linear
+from engine.sampling import sample
+from engine.weights import MakeLinear, ModelWeights, RankSlice, WeightLoader
+
+_BLOCKS_MIN = 2
+
+
+class TorchEngine:
+    """`eastwest.ports.Engine` for one rank. Made by `load_engine`."""
+
+    def __init__(
+        self, info: ModelInfo, layout: ParallelLayout, kv: TorchKVMemory, model: Model, threads: int
+    ) -> None:
+        self.model = info
+        self.layout = layout
+        self.kv = kv
+        self._forward: Model | None = model
+        self._threads = threads
+
+    def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
+        """See `Engine.step`. Rows are checked by assertions: they come from our own batching."""
+        assert self._forward is not None, "the engine is closed"
+        if not rows:
+            return []
+        # OpenMP keeps its thread count per calling thread, so the stepping thread sets it.
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            batch = self._forward.batch(rows)
+            logits = self._forward.logits(batch)
+            sampled = iter(sample(logits, [row.sample for row in rows if row.sample is not None]))
+        return [None if row.sample is None else next(sampled) for row in rows]
+
+    def close(self) -> None:
+        """Drop the weights. KV stays readable for as long as somebody holds `kv`. Idempotent."""
+        self._forward = None
+
+
+def load_engine(
+    directory: Path, model: ModelConfig, pool: PoolConfig, kv: KVConfig
+) -> TorchEngine:
+    """Load a Hugging Face directory as one replica.
+
+    Raises `ModelError` for a checkpoint that is unsupported or inconsistent, `ConfigError` for
+    settings that cannot serve it. Sets this process's torch thread count to ``pool.threads``.
+    """
+    layout = pool.layout.layout()
+    if layout.world_size != 1:
+        raise ConfigError(f"layout {layout} has {layout.world_size} ranks; allowed: one (tp=1)")
+    num_blocks = pool.kv_tokens // kv.block_tokens
+    if num_blocks < _BLOCKS_MIN:
+        raise ConfigError(
+            f"kv_tokens is {pool.kv_tokens}, which is {num_blocks} blocks of {kv.block_tokens}; "
+            f"allowed: at least {_BLOCKS_MIN} blocks, {_BLOCKS_MIN * kv.block_tokens} tokens"
+        )
+    torch.set_num_threads(pool.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _resolve_dtype(model, device)
+    checkpoint = open_checkpoint(directory)
+    config = ArchitectureConfig.from_hf(checkpoint.config)
+    info = _describe(checkpoint, config, model, dtype)
+    part = RankSlice.of(config, layout, rank=0)
+    memory = TorchKVMemory(
+        info.kv, Shard(part.layers, part.kv_heads), num_blocks, kv.block_tokens, device
+    )
+    with torch.inference_mode():
+        weights = _load_weights(checkpoint, config, part, model, TORCH_DTYPES[dtype], device)
+    return TorchEngine(info, layout, memory, Model(config, weights, memory, device), pool.threads)
+
+
+def _load_weights(
+    checkpoint: Checkpoint,
+    config: ArchitectureConfig,
+    part: RankSlice,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ModelWeights:
+    linear: MakeLinear = Int8Linear if model.quantization == "int8" else make_linear
+    loader = WeightLoader(checkpoint, config, part, dtype, device, linear)
+    loader.check()
+    layers, norm, head = tuple(loader.layers()), loader.norm(), loader.head()
+    # A mapping of its own, of which only the rows that are looked up become resident.
+    embedding = open_checkpoint(checkpoint.directory).tensor("model.embed_tokens.weight")
+    if device.type != "cpu":
+        embedding = embedding.to(device, dtype)
+    return ModelWeights(embedding, layers, norm, head)
+
+
+def _resolve_dtype(model: ModelConfig, device: torch.device) -> str:
+    if model.dtype != "auto":
+        return model.dtype
+    native = device.type != "cpu" or cpu_computes_bfloat16()
+    # The int8 kernels take bfloat16, so float32 around them would cost time and gain little.
+    return "bfloat16" if native or model.quantization == "int8" else "float32"
+
+
+def _describe(
+    checkpoint: Checkpoint, config: ArchitectureConfig, model: ModelConfig, dtype: str
+) -> ModelInfo:
+    identity = f"{checkpoint.fingerprint}\0{dtype}\0{model.quantization}"
+    return ModelInfo(
+        name=model.source,
+        fingerprint=blake3(identity.encode()).hexdigest(length=16),
+        architecture=config.name,
+        dtype=dtype,
+        context_tokens=config.context_tokens,
+        vocab_size=config.vocab_size,
+        eos_ids=_eos_ids(checkpoint, config.vocab_size),
+        kv=config.kv_spec(dtype),
+    )
+
+
+def _eos_ids(checkpoint: Checkpoint, vocab_size: int) -> tuple[int, ...]:
+    """Tokens that end a text: those of generation_config.json, else of config.json."""
+    value = _generation_config(checkpoint.directory).get("eos_token_id")
+    if value is None:
+        value = checkpoint.config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise ModelError(
+            f"{checkpoint.directory}: eos_token_id is {value!r}; allowed: one id or a list of "
+            f"ids, from 0 to {vocab_size - 1}"
+        )
+    return tuple(ids)
+
+
+def _generation_config(directory: Path) -> dict[str, Any]:
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}; allowed: a JSON object")
+    return value
