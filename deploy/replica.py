@@ -7,7 +7,6 @@ Every replica has both sides; its role says what a router sends to it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -95,6 +94,7 @@ class Replica:
         self._clock = clock
         self._info: WorkerInfo | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.defect = asyncio.Event()
         pool = pool_of(config, identity.role)
         self._pool = pool
         kv = engine.kv
@@ -197,8 +197,15 @@ class Replica:
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_report)
+        task.add_done_callback(self._judge)
         self._tasks.append(task)
+
+    def _judge(self, task: asyncio.Task[None]) -> None:
+        """A background task that ends by an error is a defect: this incarnation is finished."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("background task %s has ended", task.get_name(), exc_info=error)
+            self._control.close()
+            self.defect.set()
 
     # CommandHandler.
 
@@ -262,10 +269,3 @@ class Replica:
     def _is_self(self, ticket: Ticket) -> bool:
         info = self.info()
         return (ticket.worker_id, ticket.epoch) == (info.worker_id, info.epoch)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A background task that ends by an error is a defect; say so at once."""
-    with contextlib.suppress(asyncio.CancelledError):
-        if (error := task.exception()) is not None:
-            log.error("background task %s ended", task.get_name(), exc_info=error)

@@ -99,6 +99,9 @@ def _common(message_bytes: int) -> Options:
         ("grpc.max_send_message_length", message_bytes),
         # The largest HTTP/2 frame: small frames halve the speed of large messages.
         ("grpc.http2.max_frame_size", 16_777_215),
+        # Up to 4 MiB of a stream may be under way unread: enough to keep a link busy, and bounded.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 4 << 20),
         # A peer that vanished without closing its connection is noticed within these.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),

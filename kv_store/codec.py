@@ -79,47 +79,41 @@ def encode(form: BlockForm, block_hash: BlockHash, payload: Buffer) -> EncodedBl
     """Parts and manifest of one block. Raises `InvalidArgument` where the length is wrong."""
     check_length(form.block_bytes, payload)
     parts = cut(form, memoryview(payload).cast("B"))
-    sums = b"".join(_PART.pack(len(part), xxh3_64_intdigest(part)) for part in parts)
-    head = _HEAD.pack(
-        _MAGIC, FORMAT_VERSION, form.digest, block_hash, form.block_tokens, len(parts)
-    )
-    body = head + sums
-    return EncodedBlock(body + _SUM.pack(xxh3_64_intdigest(body)), parts)
+    checksums = [xxh3_64_intdigest(part) for part in parts]
+    return EncodedBlock(_manifest(form, block_hash, checksums), parts)
 
 
-def check_manifest(form: BlockForm, block_hash: BlockHash, manifest: Buffer) -> list[int]:
-    """The checksum of each part of an intact manifest of this very block and form.
+def check_manifest(form: BlockForm, block_hash: BlockHash, manifest: bytes) -> None:
+    """Raise unless this is an intact manifest of this very block and form.
 
-    Raises `CorruptData` where it is truncated, altered or speaks of another block, and
-    `Incompatible` where it is intact but of another version or form.
+    `CorruptData` where it is truncated, altered or speaks of another block; `Incompatible` where
+    it is intact but of another version or form.
     """
-    view = memoryview(manifest)
-    if len(view) < _HEAD.size + _SUM.size:
-        raise CorruptData(f"a manifest of {len(view)} bytes; allowed: {form.manifest_bytes}")
-    body, tail = view[: -_SUM.size], view[-_SUM.size :]
-    if bytes(view[: len(_MAGIC)]) != _MAGIC or _SUM.unpack(tail) != (xxh3_64_intdigest(body),):
-        raise CorruptData("a manifest does not match its checksum")
-    _, version, digest, named, block_tokens, count = _HEAD.unpack_from(body)
+    body, tail = manifest[: -_SUM.size], manifest[-_SUM.size :]
+    if len(body) < _HEAD.size or tail != _SUM.pack(xxh3_64_intdigest(body)):
+        raise CorruptData(f"a manifest of {len(manifest)} bytes does not match its checksum")
+    magic, version, digest, named, block_tokens, count = _HEAD.unpack_from(body)
+    if magic != _MAGIC:
+        raise CorruptData("a value that is not a manifest")
     if version != FORMAT_VERSION:
         raise Incompatible(f"a manifest of version {version}; allowed: {FORMAT_VERSION}")
     if digest != form.digest or block_tokens != form.block_tokens:
         raise Incompatible("a manifest of another model, KV form or block size")
     if named != block_hash:
         raise CorruptData(f"a manifest of block {named.hex()}; expected: {block_hash.hex()}")
-    entries = list(_PART.iter_unpack(body[_HEAD.size :]))
-    if len(entries) != count or tuple(length for length, _ in entries) != form.part_bytes:
-        raise CorruptData("a manifest whose parts do not have the lengths of its form")
-    return [checksum for _, checksum in entries]
+    if count != len(form.part_bytes) or len(manifest) != form.manifest_bytes:
+        raise CorruptData(f"a manifest of {count} parts; expected: {len(form.part_bytes)}")
 
 
 def check_parts(
-    form: BlockForm, block_hash: BlockHash, manifest: Buffer, checksums: Sequence[int]
+    form: BlockForm, block_hash: BlockHash, manifest: bytes, checksums: Sequence[int]
 ) -> None:
-    """Raise `CorruptData` or `Incompatible` unless `manifest` vouches for these parts.
+    """Raise, as `check_manifest` does, unless `manifest` vouches for parts of these checksums.
 
     `checksums`: xxh3_64 of each part, whose length is known to be that of the form.
     """
-    if check_manifest(form, block_hash, manifest) != list(checksums):
+    if manifest != _manifest(form, block_hash, checksums):
+        check_manifest(form, block_hash, manifest)
         raise CorruptData(f"a part of block {block_hash.hex()} does not match its checksum")
 
 
@@ -151,3 +145,10 @@ def cut(form: BlockForm, payload: memoryview) -> tuple[memoryview, ...]:
         parts.append(payload[start : start + length])
         start += length
     return tuple(parts)
+
+
+def _manifest(form: BlockForm, block_hash: BlockHash, checksums: Sequence[int]) -> bytes:
+    count = len(form.part_bytes)
+    head = _HEAD.pack(_MAGIC, FORMAT_VERSION, form.digest, block_hash, form.block_tokens, count)
+    body = head + b"".join(map(_PART.pack, form.part_bytes, checksums))
+    return body + _SUM.pack(xxh3_64_intdigest(body))

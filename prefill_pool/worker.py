@@ -96,8 +96,8 @@ class PrefillWorker:
     def abort(self, request_id: str) -> None:
         """End a job without an answer. Idempotent."""
         job = self._jobs.get(request_id)
-        if job is not None and job.task is not None:
-            job.task.cancel()
+        if job is not None:
+            self._cancel(job)
 
     def router_gone(self, router_id: str) -> None:
         """The router's stream is gone: end what it owned."""
@@ -107,13 +107,13 @@ class PrefillWorker:
     def tick(self, now_ns: int) -> None:
         """End jobs whose deadline has passed."""
         for job in list(self._jobs.values()):
-            if now_ns >= job.deadline_ns and not job.ending and job.task is not None:
+            if now_ns >= job.deadline_ns and not job.ending:
                 job.ending = True
                 phase = _PHASES[job.state]
                 message = f"the deadline passed in phase {phase}"
                 error = DeadlineExceeded(message, phase=phase)
                 self._fail(job.router_id, job.request_id, error, phase)
-                job.task.cancel()
+                self._cancel(job)
 
     def owners(self) -> Collection[Owner]:
         """Owners of blocks that live, for the auditor."""
@@ -131,8 +131,8 @@ class PrefillWorker:
     async def close(self) -> None:
         """End all jobs."""
         tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
+        for job in self._jobs.values():
+            self._cancel(job)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # One job.
@@ -243,6 +243,12 @@ class PrefillWorker:
         finished = job.stop_rule.finish(token.token, 1) is not None
         target.ready(job.command.ticket.num_blocks)
         await target.finish(token, finished=finished)
+
+    def _cancel(self, job: Job) -> None:
+        # At once: a step that ends before the task has heard of it must not answer the job.
+        self._scheduler.remove(job.request_id)
+        if job.task is not None:
+            job.task.cancel()
 
     async def _end(self, job: Job, *, abort: bool) -> None:
         self._scheduler.remove(job.request_id)

@@ -1,0 +1,26 @@
+"""The global router: takes requests, places each on a prefill and a decode worker, streams tokens.
+
+What decides; told what happened and the time, it returns actions:
+
+requests       what enters and leaves the scheduler
+scheduler      joins all of these
+lifecycle      one request, from the queue to its one ending
+admission      who may enter, and who waits
+placement      which pair of workers serves a request; policies
+fleet          the workers, and how loaded each is
+settling       KV on its way to rest after its request has ended
+timers         when each request must next be looked at
+
+What performs:
+
+server         the gRPC server around it all
+service        the public calls, from bytes to ending
+edge           outside input, validated once
+conversations  sessions: prompt and continuation
+text           tokenizer, and text from streamed tokens
+chat_template  messages to prompt text
+shell          performs actions; owns links, client streams and the timer
+links          the control stream to one worker
+streams        one request's output on its way to the client
+reports        what the router says of itself
+"""

@@ -24,15 +24,6 @@ from eastwest.types import Role
 from router.requests import Action, Request, Send
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Workers of one kind can feed each other."""
-
-    fingerprint: str
-    kv_dtype: str
-    block_tokens: int
-
-
 class Share(NamedTuple):
     """What one request adds to one worker's load."""
 
@@ -57,7 +48,8 @@ class Worker:
     Of this router's requests: prompt_tokens are to be prefilled here; sequences decode here, or
     will; asked_blocks are reservations not answered yet; granted_blocks those answered since the
     last report, less what has ended since. foreign_*: what the last report held beyond that,
-    the work of other routers. orphans: work to abort if a silent worker speaks again.
+    the work of other routers. orphans: work to abort if a silent worker speaks again. kind:
+    workers of one kind can feed each other; model, KV dtype and block size in one word.
     """
 
     info: WorkerInfo
@@ -73,11 +65,11 @@ class Worker:
     foreign_tokens: int = 0
     foreign_sequences: int = 0
     orphans: list[str] = field(default_factory=list)
-    kind: Kind = field(init=False)
+    kind: str = field(init=False)
 
     def __post_init__(self) -> None:
         model = self.info.model
-        self.kind = Kind(model.fingerprint, model.kv.dtype, self.info.block_tokens)
+        self.kind = f"{model.fingerprint}/{model.kv.dtype}/{self.info.block_tokens}"
 
     def __str__(self) -> str:
         return f"{self.info.role} worker {self.info.worker_id}"

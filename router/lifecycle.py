@@ -265,9 +265,11 @@ class Lifecycle:
         self._finish(FinishReason.STOP, out)
 
     def fail(self, error: EastWestError, out: list[Action]) -> None:
-        """End with `error`; its phase is filled in where it has none."""
+        """End with `error`, or with one like it that names the phase where it names none."""
         assert self.state is not State.ENDED
-        error.phase = error.phase or self.phase
+        if error.phase is None:
+            hint = error.retry_after_s
+            error = type(error)(error.message, phase=self.phase, retry_after_s=hint)
         self._abort(out)
         self._release()
         self.state = State.ENDED

@@ -213,7 +213,7 @@ class WorkerLink:
             await self._queued.wait()
             self._queued.clear()
             queue, self._queue = self._queue, []
-            for batch in _batches(queue):
+            for batch in batches(queue):
                 commands = worker.Commands(epoch=epoch, commands=batch)
                 try:
                     await call.write(worker.RouterMessage(commands=commands))
@@ -227,7 +227,7 @@ async def _raised(broken: asyncio.Future[NoReturn]) -> None:
     await broken
 
 
-def _batches(commands: Sequence[Command]) -> list[list[worker.Command]]:
+def batches(commands: Sequence[Command]) -> list[list[worker.Command]]:
     """All of `commands` in order, in as few messages as `BATCH_BYTES` allows."""
     batches: list[list[worker.Command]] = []
     room = 0

@@ -1,7 +1,7 @@
 """Which prefill and decode worker serve a request: the policy, and what every policy must honour.
 
 An aggregated worker serves both phases itself; it is never paired with another. A pair must be
-of one kind (`fleet.Kind`), or the KV of one would mean nothing to the other.
+of one kind (`Worker.kind`), or the KV of one would mean nothing to the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from eastwest.types import Role
-from router.fleet import Kind, Worker
+from router.fleet import Worker
 from router.requests import Request
 
 
@@ -46,11 +46,15 @@ def can_serve(workers: Sequence[Worker]) -> bool:
 def has_room(worker: Worker, blocks: int) -> bool:
     """Whether asking this decode worker for `blocks` is worth it.
 
-    One without any of our work is asked whatever it has reported: it alone knows what it can
-    spill, and nothing of ours would end there to make it report anew.
+    Where the estimate says no, the worker may still make room by spilling sessions, which it does
+    only when asked; and where it has none of our work, nothing of ours will end there to change
+    the estimate. Such a worker is asked for one reservation at a time.
     """
-    room = worker.room_blocks if worker.sequences else worker.info.num_blocks
-    return blocks <= room
+    if blocks <= worker.room_blocks:
+        return True
+    spillable = worker.load is not None and worker.load.sessions_inactive > 0
+    may_ask = worker.asked_blocks == 0 and (spillable or worker.sequences == 0)
+    return may_ask and blocks <= worker.info.num_blocks
 
 
 class LeastLoaded:
@@ -58,22 +62,23 @@ class LeastLoaded:
     most free blocks, then the lesser name."""
 
     def place(self, request: Request, workers: Sequence[Worker]) -> Placement | None:
-        prefill: dict[Kind, Worker] = {}
+        prefill: dict[str, Worker] = {}
         for worker in workers:
             if worker.info.role is Role.PREFILL:
-                best = prefill.setdefault(worker.kind, worker)
-                if _prefill_load(worker) < _prefill_load(best):
+                best = prefill.get(worker.kind)
+                if best is None or _prefill_load(worker) < _prefill_load(best):
                     prefill[worker.kind] = worker
         chosen: Placement | None = None
+        least = None
         for worker in workers:
             source = worker if worker.info.role is Role.AGGREGATED else prefill.get(worker.kind)
-            if not worker.decodes or source is None:
+            if source is None or not worker.decodes:
                 continue
-            candidate = Placement(source, worker, worker.blocks_of(request))
-            if has_room(worker, candidate.blocks) and (
-                chosen is None or _load(candidate) < _load(chosen)
-            ):
-                chosen = candidate
+            load = _load(source, worker)
+            if least is None or load < least:
+                blocks = worker.blocks_of(request)
+                if has_room(worker, blocks):
+                    chosen, least = Placement(source, worker, blocks), load
         return chosen
 
 
@@ -81,8 +86,7 @@ def _prefill_load(worker: Worker) -> tuple[int, str]:
     return worker.waiting_tokens, worker.worker_id
 
 
-def _load(placement: Placement) -> tuple[int, int, int, str]:
-    prefill, decode = placement.prefill, placement.decode
+def _load(prefill: Worker, decode: Worker) -> tuple[int, int, int, str]:
     return (
         decode.decoding_sequences,
         prefill.waiting_tokens,

@@ -228,7 +228,7 @@ class Scheduler:
         now_ns: int,
         out: list[Action],
     ) -> bool:
-        """True where a request does not need its workers any more."""
+        """True where another request may have room now, or may be asked for."""
         life = self._works.get(event.request_id)
         if life is None:
             if isinstance(event, Failed):
@@ -242,7 +242,7 @@ class Scheduler:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
                 worker.refused_until_ns = now_ns + self._heartbeat_ns
-        return self._follow(life, now_ns)
+        return self._follow(life, now_ns) or isinstance(event, Reserved)
 
     def _lose(
         self,

@@ -14,8 +14,16 @@ from eastwest.errors import EastWestError
 from eastwest.messages import WorkerInfo
 
 
+DEFECT_EXIT = 70
+
+
 class Hosted(Protocol):
-    """A worker that an actor can host; a plain class that runs without Ray just as well."""
+    """A worker that an actor can host; a plain class that runs without Ray just as well.
+
+    defect: set when the worker cannot go on; its process ends then, and Ray makes another.
+    """
+
+    defect: asyncio.Event
 
     async def start(self) -> WorkerInfo:
         """Serve; returns who it is."""
@@ -50,6 +58,7 @@ class WorkerActor:
             if self._placed is None:
                 self._hosted = self._build()
                 self._placed = Placed(await self._hosted.start(), os.getpid())
+                self._watch = asyncio.create_task(_die_of(self._hosted.defect))
             return self._placed
 
     async def wait_stopped(self) -> None:
@@ -59,8 +68,14 @@ class WorkerActor:
     async def stop(self) -> None:
         """End the worker; the process ends when the actor is given up."""
         if self._hosted is not None:
+            self._watch.cancel()
             await self._hosted.stop()
         self._stopped.set()
+
+
+async def _die_of(defect: asyncio.Event) -> None:
+    await defect.wait()
+    os._exit(DEFECT_EXIT)
 
 
 def typed_cause(error: Exception) -> EastWestError | None:

@@ -26,7 +26,7 @@ from kv_store.sessions import SessionStore
 from kv_transfer.sender import FrameTap, pass_through
 from router.server import Router
 
-WAIT_S = 60.0
+WAIT_S = 20.0
 
 
 def a_config(**sections: dict[str, Any]) -> Config:

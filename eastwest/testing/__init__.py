@@ -1,0 +1,10 @@
+"""What tests and benchmarks share. Nothing here serves.
+
+builders       valid values of the shared words
+checkers       promises that hold in every test
+simulated      a SIMULATED worker in virtual time, and the agenda it lives by
+engine         a SIMULATED engine whose tokens depend on its KV
+kv_memory      a paged KV in plain numpy
+worker_server  SIMULATED workers behind a real control stream
+gates          waiting for what a test made happen
+"""

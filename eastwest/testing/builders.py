@@ -55,6 +55,7 @@ def a_load(
     running: int = 0,
     waiting: int = 0,
     waiting_tokens: int = 0,
+    sessions_inactive: int = 0,
 ) -> Load:
     """A report of a worker that holds nothing else."""
     return Load(
@@ -66,7 +67,7 @@ def a_load(
         waiting_tokens=waiting_tokens,
         leaked_blocks=0,
         spilled_blocks=0,
-        sessions_inactive=0,
+        sessions_inactive=sessions_inactive,
         sessions_spilled=0,
         transfer_bytes=0,
         store_available=True,

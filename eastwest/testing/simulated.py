@@ -1,4 +1,4 @@
-"""A simulated worker in virtual time: it answers commands with events, and computes nothing.
+"""A SIMULATED worker in virtual time: it answers commands with events, and computes nothing.
 
 It serves as the other side of a router in tests. Delays, refusals and failures are drawn from an
 injected random source, so a seed reproduces a run. A prompt's first token says how many tokens

@@ -1,11 +1,10 @@
 """A router between a real client and simulated workers, on the loopback interface.
 
-The tokenizer has one token a byte, so that a test knows what a text costs, and two special ones.
+Workers are simulated; the tokenizer is that of `tests.byte_tokenizer`.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,9 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from eastwest import AsyncClient
 from eastwest.clock import SystemClock
@@ -26,33 +22,7 @@ from eastwest.testing.worker_server import NextToken, WorkerServer, WorkerServer
 from eastwest.types import Role
 from kv_store.sessions import SessionStore
 from router.server import Router
-
-END, START = 0, 1
-_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<e>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-
-
-def write_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """The files of a model directory that a router reads."""
-    vocab = {"<e>": END, "<s>": START}
-    vocab.update({character: 2 + i for i, character in enumerate(_BYTES)})
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<e>", "<s>"])
-    backend.save(str(directory / "tokenizer.json"))
-    config = {"eos_token": "<e>"} | ({"chat_template": chat_template} if chat_template else {})
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def ids_of(text: str) -> tuple[int, ...]:
-    """The tokens of a text without special ones."""
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    spelled = "".join(piece for piece, _ in pieces.pre_tokenize_str(text)) if text else ""
-    return tuple(2 + _BYTES.index(character) for character in spelled)
+from tests.byte_tokenizer import CHAT_TEMPLATE, END, ids_of, write_tokenizer
 
 
 def says(text: str) -> NextToken:

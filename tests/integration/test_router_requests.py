@@ -22,13 +22,12 @@ from eastwest.messages import Abort, Prefill, Reserve
 from eastwest.testing.checkers import check_timing
 from eastwest.types import FinishReason
 from eastwest.v1 import inference_pb2 as inference
+from tests.byte_tokenizer import END, ids_of
 from tests.integration.deployment import (
-    END,
     Deployment,
     a_config,
     a_deployment,
     babbles,
-    ids_of,
     says,
     served_model,
 )

@@ -13,15 +13,8 @@ from eastwest.clock import SystemClock
 from eastwest.errors import InvalidArgument, NotFound, Overloaded, StoreUnavailable
 from eastwest.messages import Reserve
 from kv_store.sessions import MemorySessionStore, SessionRecord
-from tests.integration.deployment import (
-    CHAT_TEMPLATE,
-    END,
-    START,
-    Deployment,
-    a_deployment,
-    ids_of,
-    says,
-)
+from tests.byte_tokenizer import CHAT_TEMPLATE, END, START, ids_of
+from tests.integration.deployment import Deployment, a_deployment, says
 
 
 def user(content: str) -> list[dict[str, str]]:

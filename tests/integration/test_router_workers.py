@@ -19,14 +19,8 @@ from eastwest.errors import ConfigError, ErrorCode, InvalidArgument, ModelError,
 from eastwest.messages import Abort, Liveness, Prefill, Reserve
 from eastwest.types import Role
 from router.server import Router
-from tests.integration.deployment import (
-    Deployment,
-    a_config,
-    a_deployment,
-    says,
-    served_model,
-    write_tokenizer,
-)
+from tests.byte_tokenizer import write_tokenizer
+from tests.integration.deployment import Deployment, a_config, a_deployment, says, served_model
 
 
 def a_router(directory: Path, port: int = 0) -> Router:

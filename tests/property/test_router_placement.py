@@ -2,8 +2,8 @@
 
 1. It places where some pair fits, and only there.
 2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice.
-3. A decode worker with work of ours is never asked for more than its estimated room; none for
-   more than all its blocks.
+3. A decode worker is asked for more than its estimated room only where nothing else is asked of
+   it, and never for more than all its blocks.
 4. The order in which workers are listed does not matter.
 5. No decode worker that would fit has fewer sequences.
 """
@@ -34,10 +34,19 @@ def fleets(draw: st.DrawFn) -> list[Worker]:
         if draw(st.booleans()):
             free = draw(st.integers(0, blocks))
             running, tokens = draw(st.integers(0, 3)), draw(st.integers(0, 100))
-            worker.report(a_load(free_blocks=free, running=running, waiting_tokens=tokens))
+            sessions = draw(st.integers(0, 1))
+            load = a_load(
+                free_blocks=free,
+                running=running,
+                waiting_tokens=tokens,
+                sessions_inactive=sessions,
+            )
+            worker.report(load)
         worker.prompt_tokens = draw(st.integers(0, 100))
         for _ in range(draw(st.integers(0, 2))):
-            worker.expect(draw(st.integers(1, 16)))
+            worker.expect(asked := draw(st.integers(1, 16)))
+            if draw(st.booleans()):
+                worker.grant(asked)
         workers.append(worker)
     return workers
 
@@ -63,7 +72,7 @@ def test_placement_keeps_its_rules(
     prefill, decode = placement.prefill, placement.decode
     assert decode in fitting
     assert placement.blocks == decode.blocks_of(request) <= decode.info.num_blocks
-    assert placement.blocks <= decode.room_blocks or not decode.sequences
+    assert placement.blocks <= decode.room_blocks or not decode.asked_blocks
     if decode.info.role is Role.AGGREGATED:
         assert prefill is decode
     else:

@@ -32,3 +32,13 @@ def test_timers_match_a_table(steps: list[tuple[str, str, int]]) -> None:
         assert timers.next_ns() == min(table.values(), default=None)
         assert len(timers) == len(table)
         assert all(name in timers for name in table)
+
+
+def test_timers_that_move_often_are_not_lost() -> None:
+    timers = Timers()
+    timers.set("still", 1000)
+    for when in range(500):
+        timers.set("moving", 2000 - when)
+    assert timers.due(1000) == ["still"]
+    assert timers.due(2000) == ["moving"]
+    assert timers.next_ns() is None

@@ -96,7 +96,7 @@ def test_any_flipped_bit_of_a_manifest_is_corrupt_data(position: int, bit: int) 
     manifest = bytearray(encode(FORM, NAME, PAYLOAD).manifest)
     manifest[position] ^= 1 << bit
     with pytest.raises(CorruptData):
-        decode(FORM, NAME, manifest, PAYLOAD)
+        decode(FORM, NAME, bytes(manifest), PAYLOAD)
 
 
 @given(st.integers(0, FORM.manifest_bytes - 1))

@@ -21,8 +21,9 @@ from tests.unit.router.builders import a_request
 class Life:
     """A lifecycle with its workers, and everything that came out of it."""
 
-    def __init__(self, *, attempts: int = 3) -> None:
-        self.p, self.d = Worker(a_worker("p0", Role.PREFILL), 0), Worker(a_worker("d0"), 0)
+    def __init__(self, *, attempts: int = 3, aggregated: bool = False) -> None:
+        self.d = Worker(a_worker("d0", Role.AGGREGATED if aggregated else Role.DECODE), 0)
+        self.p = self.d if aggregated else Worker(a_worker("p0", Role.PREFILL), 0)
         request = a_request(tokens=64)
         self.machine = Lifecycle(request, attempts, Marks(0, admitted_ns=0), request.deadline_ns)
         self.out: list[Action] = []
@@ -87,9 +88,16 @@ def test_an_answer_from_the_wrong_worker_changes_nothing() -> None:
     life = Life().placed()
     before = list(life.out)
     life.machine.reserved(life.p, Reserved("r1#1", a_ticket(life.d.info), 0, 0), 0, life.out)
+    assert life.out == before
+    life.reserved()
+    before = list(life.out)
+    life.machine.prefilled(life.d, Prefilled("r1#1", FIRST, None, 0, 0, 64, 0), 0, life.out)
     life.machine.stepped(life.p, SequenceOutput("r1#1", (SECOND,)), 0, life.out)
     assert life.out == before
-    assert life.machine.state is State.RESERVING
+    life.prefilled()
+    before = list(life.out)
+    life.machine.stepped(life.p, SequenceOutput("r1#1", (SECOND,)), 0, life.out)
+    assert life.out == before
 
 
 def test_load_follows_the_state() -> None:
@@ -131,6 +139,16 @@ def test_a_phase_that_the_error_names_is_kept() -> None:
     assert error.phase is Phase.DELIVERY
 
 
+def test_one_error_may_end_several_requests_in_phases_of_their_own() -> None:
+    error = Cancelled("shutting down", retry_after_s=2.0)
+    lives = [Life().placed(), Life().placed().reserved()]
+    for life in lives:
+        life.machine.fail(error, life.out)
+    ends = [life.end().result for life in lives]
+    assert [e.phase for e in ends if isinstance(e, Cancelled)] == [Phase.RESERVATION, Phase.PREFILL]
+    assert [e.retry_after_s for e in ends if isinstance(e, Cancelled)] == [2.0, 2.0]
+
+
 def test_an_ended_request_cannot_end_again() -> None:
     life = Life().placed()
     life.machine.fail(Cancelled("gone"), life.out)
@@ -151,3 +169,5 @@ def test_kv_that_moves_to_rest_after_the_end_is_known() -> None:
     assert Life().placed().reserved().prefilled(finish=FinishReason.STOP).machine.settling
     moved = Life().placed().reserved().prefilled().stepped(finish=FinishReason.STOP)
     assert not moved.machine.settling
+    in_place = Life(aggregated=True).placed().reserved().prefilled(finish=FinishReason.STOP)
+    assert not in_place.machine.settling

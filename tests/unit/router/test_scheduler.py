@@ -9,7 +9,15 @@ import pytest
 
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
-from eastwest.errors import Cancelled, ErrorCode, InvalidArgument, Overloaded, Phase, Unavailable
+from eastwest.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    ErrorCode,
+    InvalidArgument,
+    Overloaded,
+    Phase,
+    Unavailable,
+)
 from eastwest.messages import (
     Failed,
     Prefill,
@@ -125,6 +133,18 @@ def test_no_more_than_active_max_are_served_at_once() -> None:
     assert asked == [[("d0", "r0#1")], [("d0", "r1#2")], [], []]
     assert (scheduler.loads().active, scheduler.loads().waiting) == (2, 2)
     assert reserves(finish_first(scheduler, "r0#1", 1)) == [("d0", "r2#3")]
+
+
+def test_a_request_whose_turn_comes_after_its_deadline_is_not_begun() -> None:
+    scheduler = a_scheduler(active_max=1)
+    scheduler.submit(a_request("r1"), 0)
+    scheduler.submit(a_request("late", timeout_s=1), 0)
+    actions = scheduler.cancel("r1", Cancelled("gone"), ns(1))
+    assert not reserves(actions)
+    errors = [a.result for a in actions if isinstance(a, End) and a.request_id == "late"]
+    assert [(type(e), e.phase) for e in errors if not isinstance(e, Outcome)] == [
+        (DeadlineExceeded, Phase.QUEUE)
+    ]
 
 
 def test_load_spreads_over_both_pools() -> None:

@@ -13,7 +13,7 @@ line. ``#`` begins a comment. Every command takes ``t=SECONDS``; time stands sti
     prefilled WORKER WORK token=ID [finish= queue= computed=]
     stepped WORKER WORK:ID,ID[:FINISH] … [first=IMPORT,QUEUE,STEP]
     failed WORKER WORK code=CODE phase=PHASE
-    load WORKER [free= running= waiting_tokens=]
+    load WORKER [free= running= waiting_tokens= sessions=]
     tick
     wakeup                                         when tick is wanted
     loads
@@ -210,6 +210,7 @@ def _event_of(line: Line, worker: WorkerInfo) -> Event:
                 num_blocks=worker.num_blocks,
                 running=line.number("running", 0),
                 waiting_tokens=line.number("waiting_tokens", 0),
+                sessions_inactive=line.number("sessions", 0),
             )
         case _:
             raise AssertionError(f"no such command: {kind}")
