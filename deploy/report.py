@@ -76,29 +76,26 @@ def usage_lines(completion: Completion) -> RenderableType:
 
 
 def workers_table(workers: Sequence[WorkerStatus]) -> Table:
-    """One line a worker."""
+    """One line a worker. KV is counted in tokens; sessions are those that rest and that were
+    spilled so far."""
     table = Table(box=None)
-    for column in ("worker", "role", "state", "address", "layout"):
-        table.add_column(column)
-    for column in ("KV free", "cached", "of", "running", "waiting", "leaked"):
-        table.add_column(column, justify="right")
-    for column in ("sessions", "spilled", "store"):
-        table.add_column(column, justify="right")
+    for column in ("worker", "state", "address", "layout"):
+        table.add_column(column, no_wrap=True)
+    for column in ("KV free", "cached", "of", "running", "waiting", "sessions", "leaked", "store"):
+        table.add_column(column, justify="right", no_wrap=True)
     for w in workers:
         tokens = [n * w.block_tokens for n in (w.free_blocks, w.cached_blocks, w.num_blocks)]
         table.add_row(
             w.worker_id,
-            w.role or "?",
             w.liveness,
             w.address,
             w.layout,
             *(f"{n:,}" for n in tokens),
             str(w.running),
             str(w.waiting),
+            f"{w.sessions_inactive} + {w.sessions_spilled}",
             str(w.leaked_blocks),
-            str(w.sessions_inactive),
-            str(w.sessions_spilled),
-            "yes" if w.store_available else "no",
+            "up" if w.store_available else "down",
         )
     return table
 

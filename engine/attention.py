@@ -111,7 +111,9 @@ def attend(
     The result has the segments' queries in their order.
     """
     _, heads, group, dim = queries.shape
-    outputs = []
+    total = sum(segment.count for segment in segments)
+    attended = queries.new_empty(total, heads, group, dim)
+    done = 0
     for segment in segments:
         part = queries[segment.first : segment.first + segment.count]
         folded = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
@@ -119,8 +121,9 @@ def attend(
             folded, _lying(keys, segment.runs), _lying(values, segment.runs), segment.mask
         )
         unfolded = out.view(heads, segment.count, group, dim).transpose(0, 1)
-        outputs.append(unfolded.reshape(segment.count, heads * group * dim))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        attended[done : done + segment.count] = unfolded
+        done += segment.count
+    return attended.view(total, heads * group * dim)
 
 
 def _lying(pool: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 A `Linear` computes ``x @ weight.T + bias`` for ``x`` of shape ``[T, K]``. The forms:
 
-- `PackedLinear`: blocked by oneDNN at load. On CPUs 1.3 to 2 times as fast as a plain matrix for
-  2 to 64 rows, and each row of its result does not depend on how many others there are;
-- `DenseLinear`: a plain matrix, multiplied by torch (GPUs, and CPUs without oneDNN);
-- `WidenedLinear`: a plain bfloat16 matrix on a CPU that has no bfloat16 arithmetic: many rows
-  are multiplied in float32, slice by slice;
+- `PanelLinear`, float32 on CPUs: the matrix cut into panels of columns that stay in the
+  second-level cache, multiplied as one batch. Against a plain matrix measured 5 to 10 % faster
+  for hundreds of rows and 1.3 to 2 times for 2 to 64;
+- `PackedLinear`, bfloat16 on CPUs that compute in it: blocked by oneDNN at load;
+- `WidenedLinear`, bfloat16 on CPUs that do not: many rows are multiplied in float32;
+- `DenseLinear`: a plain matrix, multiplied by torch, for all else (GPUs);
 - `engine.quantize.Int8Linear`.
 """
 
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 
 # Above this many rows, widening a slice of the weights costs less than emulated arithmetic.
 WIDEN_ROWS = 16
+# Columns of one panel.
+_PANEL = 192
 # Widened at a time: enough to keep the product efficient, little enough to stay in the cache.
 _SLICE_ELEMENTS = 1 << 19
 
@@ -29,8 +32,8 @@ class Linear(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, K] -> [T, N]``, in x's dtype."""
 
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual + self(x)``; `residual` itself is not changed."""
+    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
+        """``target += self(x)``; `target` is contiguous."""
 
 
 class DenseLinear:
@@ -43,8 +46,43 @@ class DenseLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._weight, self._bias)
 
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self(x).add_(residual)
+    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
+        target.add_(self(x))
+
+
+class PanelLinear:
+    """``[panels, K, width]``: a copy of `weight`, transposed panel by panel."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        rows, columns = weight.shape
+        width = panel_width(rows)
+        panels = weight.view(rows // width, width, columns)
+        self._panels = panels.transpose(1, 2).contiguous()
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        panels, columns, width = self._panels.shape
+        y = x.new_empty(len(x), panels * width)
+        spread = x.expand(panels, len(x), columns)
+        torch.bmm(spread, self._panels, out=self._by_panel(y))
+        return y if self._bias is None else y.add_(self._bias)
+
+    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
+        spread = x.expand(len(self._panels), *x.shape)
+        self._by_panel(target).baddbmm_(spread, self._panels)
+        if self._bias is not None:
+            target.add_(self._bias)
+
+    def _by_panel(self, y: torch.Tensor) -> torch.Tensor:
+        """``[T, N]`` seen as ``[panels, T, width]``, for products to be written in place."""
+        panels, _, width = self._panels.shape
+        return y.view(len(y), panels, width).transpose(0, 1)
+
+
+def panel_width(rows: int) -> int:
+    """The divisor of `rows` nearest to the best width; all of them where none is near."""
+    near = [w for w in range(_PANEL // 2, _PANEL * 3 // 2) if rows % w == 0 and w % 16 == 0]
+    return min(near, key=lambda w: (abs(w - _PANEL), -w), default=rows)
 
 
 class PackedLinear:
@@ -61,11 +99,8 @@ class PackedLinear:
         )
         return y
 
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual, self._weight, self._bias, "add"
-        )
-        return y
+    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
+        target.add_(self(x))
 
 
 class WidenedLinear(DenseLinear):
@@ -97,7 +132,9 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linea
         return DenseLinear(weight, bias)
     if weight.dtype == torch.bfloat16 and not cpu_computes_bfloat16():
         return WidenedLinear(weight, bias)
-    if weight.dtype in (torch.float32, torch.bfloat16) and _has_onednn():
+    if weight.dtype == torch.float32:
+        return PanelLinear(weight, bias)
+    if weight.dtype == torch.bfloat16 and _has_onednn():
         return PackedLinear(weight, bias)
     return DenseLinear(weight, bias)
 

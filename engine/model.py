@@ -100,45 +100,16 @@ class Model:
         index: int,
         layer: LayerWeights,
         hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        rotations: tuple[torch.Tensor, torch.Tensor],
         batch: Batch,
         *,
         final: bool,
     ) -> torch.Tensor:
-        """``[T, hidden] -> [T, hidden]``; of the final layer only ``[S, hidden]``, since the
-        other tokens are needed for their KV alone."""
-        config, window = self._config, self._config.windows[index]
-        turned = config.num_heads + config.num_kv_heads
-        qkv = layer.qkv(self._norm(hidden, layer.attention_norm)).view(
-            len(hidden), -1, config.head_dim
-        )
-        heads, values = qkv[:, :turned], qkv[:, turned:]
-        if layer.qk_norm is not None:
-            heads = F.rms_norm(heads, (config.head_dim,), eps=config.norm_eps) * layer.qk_norm
-        heads = rotate(heads, cos, sin)
-        key_pool, value_pool = self._pools[index]
-        key_pool.index_copy_(1, batch.slots, heads[:, config.num_heads :].transpose(0, 1))
-        value_pool.index_copy_(1, batch.slots, values.transpose(0, 1))
-        segments = batch.segments
-        if final:
-            segments, hidden = batch.last, hidden[batch.sampled]
-            if not len(batch.sampled):
-                return hidden
-        queries = heads[:, : config.num_heads].unflatten(1, (config.num_kv_heads, config.group))
-        attended = attend(queries, key_pool, value_pool, segments[window])
-        hidden = layer.output.added_to(hidden, attended)
-        gate, up = layer.gate_up(self._norm(hidden, layer.ffn_norm)).chunk(2, dim=-1)
-        return layer.down.added_to(hidden, F.silu(gate).mul_(up))
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._config.norm_eps)
-
-    def _segments(self, spans: Sequence[Span]) -> Segments:
-        pool = self._kv.pool
-        return {
-            window: SegmentPlanner(
-                self._kv.block_tokens, self._config.group, window, pool
-            ).plan(spans)
-            for window in self._windows
-        }
+        """``[T, hidden] -> [T, hidden]``, perhaps in place; of the final layer only
+        ``[S, hidden]``, since the other tokens are needed for their KV alone."""
+        config = self._config
+        keys, values = self._pools[index]
+        queries = []
+        for rows, (cos, sin) in self._tiled(hidden, rotations):
+            normed = self._norm(rows, layer.attention_norm)
+            heads = layer.qkv(normed).view(len(rows), -1, config.head_dim)

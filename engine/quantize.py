@@ -43,5 +43,5 @@ class Int8Linear:
             y = widened_product(narrow, self._weight, None).mul_(self._scales).to(x.dtype)
         return y if self._bias is None else y.add_(self._bias)
 
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self(x).add_(residual)
+    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
+        target.add_(self(x))

@@ -42,5 +42,8 @@ def rotation(
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """``[T, heads, D]`` turned by each token's position; a new, contiguous tensor."""
-    swapped = heads.roll(heads.shape[-1] // 2, -1)
-    return (heads * cos).addcmul_(swapped, sin)
+    half = heads.shape[-1] // 2
+    turned = heads * cos
+    turned[..., :half].addcmul_(heads[..., half:], sin[..., :half])
+    turned[..., half:].addcmul_(heads[..., :half], sin[..., half:])
+    return turned

@@ -117,7 +117,7 @@ def check_parts(
         raise CorruptData(f"a part of block {block_hash.hex()} does not match its checksum")
 
 
-def decode(form: BlockForm, block_hash: BlockHash, manifest: Buffer, payload: Buffer) -> memoryview:
+def decode(form: BlockForm, block_hash: BlockHash, manifest: bytes, payload: Buffer) -> memoryview:
     """The block that `payload` (the parts, one after another) is, once everything holds.
 
     Raises `CorruptData` or `Incompatible`, as `check_manifest` does.

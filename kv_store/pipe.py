@@ -1,9 +1,9 @@
 """Connections to the server that carry megabytes with no copy of our own.
 
 redis-py opens each connection (URL, TLS, credentials, database); then this takes the transport
-over, because its streams copy every value several times on the way: that cost four fifths of a
-socket's speed in writing and two thirds in reading. One request has a pipe for itself; `Pipes`
-keeps a bounded number of them, opens them when needed and drops broken ones.
+over, because its streams copy every value several times on the way (`python -m bench kv_store`
+shows what that costs). One request has a pipe for itself; `Pipes` keeps a bounded number of them,
+opens them when needed and drops broken ones.
 
 States of a `Pipe`: idle; busy (a request is under way, or was cut off and can never be resumed);
 lost.
@@ -23,7 +23,7 @@ from kv_store.resp import Command, ProtocolViolation, Reply, ReplyReader, encode
 
 MakeConnection = Callable[[], AbstractConnection]
 
-DRAIN_BYTES = 1 << 20  # received at one wake-up of the event loop, about
+TURN_BYTES = 1 << 20  # sent or received before other tasks get their turn, about
 SEND_BUFFER_BYTES = 1 << 20  # asked for; the kernel may grant less
 
 
@@ -45,20 +45,19 @@ class Pipe(asyncio.BufferedProtocol):
     @classmethod
     async def open(cls, connection: AbstractConnection) -> Pipe:
         """Connect and log in. Raises what redis-py raises, `OSError` or `RedisError`."""
-        connected = False
+        pipe: Pipe | None = None
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            connected = True
+            writer = connection._writer  # redis-py has no public name for it
+            assert writer is not None
+            transport = writer.transport
+            assert isinstance(transport, asyncio.Transport)
+            pipe = cls(connection, transport)
+            transport.set_protocol(pipe)
+            return pipe
         finally:
-            if not connected:
+            if pipe is None:
                 await connection.disconnect(nowait=True)
-        writer = connection._writer  # redis-py has no public name for it
-        assert writer is not None
-        transport = writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        pipe = cls(connection, transport)
-        transport.set_protocol(pipe)
-        return pipe
 
     @property
     def idle(self) -> bool:
@@ -84,8 +83,16 @@ class Pipe(asyncio.BufferedProtocol):
         assert not self._busy
         self._busy = True
         self._reader.begin(value_max)
+        sent = 0
         for buffer in encode(self._expecting(commands)):
-            self._transport.write(buffer)
+            if self._socket is not None:
+                await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
+            else:
+                self._transport.write(buffer)
+            sent += len(buffer)
+            if sent >= TURN_BYTES:
+                sent = 0
+                await asyncio.sleep(0)
             await self._writable.wait()
             if self._error is not None:
                 raise self._error
@@ -136,7 +143,7 @@ class Pipe(asyncio.BufferedProtocol):
 
     def _drain(self) -> None:
         """Receive what more has come: cheaper than going back to the event loop for it."""
-        budget = DRAIN_BYTES
+        budget = TURN_BYTES
         while self._socket is not None and budget > 0 and not self._reader.done:
             try:
                 count = self._socket.recv_into(self._reader.buffer())
@@ -167,6 +174,7 @@ def _socket_below(transport: asyncio.Transport) -> socket.socket | None:
     if transport.get_extra_info("ssl_object") is not None:
         return None
     handle = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+    handle.setblocking(False)
     if handle.family == socket.AF_UNIX:  # TCP sizes its buffers itself, unless it is told
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return handle

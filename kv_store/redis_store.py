@@ -37,6 +37,7 @@ from kv_store.resp import Command, Landed, Reply, ReplyError
 
 RUN_BYTES = 8 << 20  # of values under way on one connection
 LOOKUP_BLOCKS = 512  # in one round trip
+FIRST_LOOKUP_BLOCKS = 8  # most prompts are not stored; widened while all of them are
 
 T = TypeVar("T")
 
@@ -45,7 +46,8 @@ class RedisBlockStore:
     """Implements `eastwest.ports.BlockStore`; build with `kv_store.connect.open_block_store`.
 
     Any number of tasks of one event loop may use it. `read` allocates what it returns and
-    nothing else: callers bound memory by asking for bounded runs.
+    nothing else, in one piece: callers bound memory by asking for bounded runs, and memory that
+    they have let go of before they ask again is warm.
     """
 
     def __init__(
@@ -73,19 +75,20 @@ class RedisBlockStore:
 
     async def match(self, hashes: Sequence[BlockHash]) -> int:
         """See the port. Looks at lengths and manifests, not at the bytes of the parts."""
-        matched = 0
+        matched, width = 0, FIRST_LOOKUP_BLOCKS
         async with self._guard.operation(), self._pipes.borrow() as pipe:
-            for run in _runs(hashes, LOOKUP_BLOCKS):
-                stored = await self._stored(pipe, run)
+            while matched < len(hashes):
+                stored = await self._stored(pipe, hashes[matched : matched + width])
                 if not all(stored):
                     return matched + stored.index(False)
-                matched += len(run)
+                matched += len(stored)
+                width = min(2 * width, LOOKUP_BLOCKS)
         return matched
 
     async def read(self, hashes: Sequence[BlockHash]) -> list[Buffer]:
         """See the port. Does not extend the blocks' life: see `touch`."""
         size = self._form.block_bytes
-        # One allocation: huge pages make it cheap, and what stays untouched costs nothing.
+        # What stays untouched of it, after a gap, costs nothing.
         memory = np.empty(len(hashes) * size, np.uint8).data
         places = [memory[i * size : (i + 1) * size] for i in range(len(hashes))]
         blocks: list[Buffer] = []

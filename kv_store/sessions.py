@@ -146,7 +146,7 @@ def _texts(data: memoryview, count: int) -> list[str]:
 
 
 class MemorySessionStore:
-    """Sessions in this process: at most `sessions_max`, those used longest ago leaving first."""
+    """Sessions in this process: at most `sessions_max`, those put longest ago leaving first."""
 
     def __init__(self, sessions_max: int, ttl_s: float, clock: Clock) -> None:
         self._sessions_max = sessions_max

@@ -13,7 +13,7 @@ gRPC in well under a millisecond, which costs less than passing it to a thread a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,6 +39,8 @@ from kv_transfer.frame_codec import Header, encode, message_bytes
 from kv_transfer.peer import Peer
 from kv_transfer.plan import Region, Slice, frames, overlap, reshard
 
+# Connections that no transfer uses are kept for the next one, up to so many.
+PEERS_MAX = 64
 # A commit is tried so often before the transfer fails; between two tries, what is missing is sent.
 ATTEMPTS_MAX = 4
 _ABORT_TIMEOUT_S = 2.0
@@ -73,6 +75,7 @@ class PushStats:
 class _Target:
     """One destination rank: what it gets from this rank, and whether more may be ready."""
 
+    address: str
     peer: Peer
     slices: list[Slice]
     more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,8 +107,15 @@ class KvSender:
         self._layout = layout
         self._fingerprint = fingerprint
         self._slots = config.inflight_bytes // self.frame_bytes
+        smallest = kv.spec.slice_bytes(kv.block_tokens, 1, 1)
+        if smallest > self.frame_bytes:
+            raise ConfigError(
+                f"kv.frame_bytes is {self.frame_bytes}; allowed: at least {smallest}, the bytes "
+                f"of one block of one layer and head"
+            )
         self._peers: dict[str, Peer] = {}
-        self._pushes: set[Push] = set()
+        # Open pushes and the addresses that each one uses.
+        self._pushes: dict[Push, list[str]] = {}
 
     def begin(self, ticket: Ticket, blocks: Sequence[int], *, deadline_ns: int) -> Push:
         """Start the transfer that `ticket` makes room for; does no I/O.
@@ -129,22 +139,27 @@ class KvSender:
             by_rank.setdefault(part.dst_rank, []).append(part)
         if absent := sorted(by_rank.keys() - addresses.keys()):
             raise InvalidArgument(f"the ticket names no address for ranks {absent}")
-        targets = [_Target(self._peer(addresses[rank]), part) for rank, part in by_rank.items()]
+        targets = [_Target(addresses[r], self._peer(addresses[r]), s) for r, s in by_rank.items()]
         push = Push(self, ticket, tuple(blocks), targets, deadline_ns)
-        self._pushes.add(push)
+        self._pushes[push] = [target.address for target in targets]
         return push
 
     async def close(self) -> None:
         """Stop every push and close every connection. Idempotent."""
         for push in list(self._pushes):
             await push.stop()
-        for peer in self._peers.values():
+        while self._peers:
+            _, peer = self._peers.popitem()
             await peer.close()
-        self._peers.clear()
 
-    def forget(self, push: Push) -> None:
-        """A push has ended."""
-        self._pushes.discard(push)
+    async def release(self, push: Push) -> None:
+        """A push has ended; idle connections beyond the bound are closed, oldest first."""
+        self._pushes.pop(push, None)
+        used = {address for addresses in self._pushes.values() for address in addresses}
+        idle = [address for address in self._peers if address not in used]
+        surplus = len(self._peers) - PEERS_MAX
+        for peer in [self._peers.pop(address) for address in idle[: max(0, surplus)]]:
+            await peer.close()
 
     def _peer(self, address: str) -> Peer:
         if address not in self._peers:
@@ -192,14 +207,6 @@ class Push:
         self._resent = 0
         nothing = ticket.first_block == ticket.num_blocks
         self._tasks = [] if nothing else [asyncio.create_task(self._fill(t)) for t in targets]
-
-    @property
-    def error(self) -> BaseException | None:
-        """Why the transfer cannot succeed any more, as far as is known; `finish` raises it."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled() and (error := task.exception()):
-                return error
-        return None
 
     def ready(self, num_blocks: int) -> None:
         """Blocks ``[0, num_blocks)`` of the sequence are computed and will not change."""
@@ -258,7 +265,7 @@ class Push:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._sender.forget(self)
+        await self._sender.release(self)
 
     async def _fill(self, target: _Target) -> None:
         """Send one destination all it gets from this rank, as it becomes ready."""
@@ -310,17 +317,15 @@ class Push:
                 ):
                     yield region
 
-    def _cut(self, layers: range, blocks: range, heads: range) -> Sequence[Region]:
+    def _cut(self, layers: range, blocks: range, heads: range) -> Iterator[Region]:
         kv = self._sender.kv
-        return list(
-            frames(
-                layers,
-                blocks,
-                heads,
-                spec=kv.spec,
-                block_tokens=kv.block_tokens,
-                frame_bytes=self._sender.frame_bytes,
-            )
+        return frames(
+            layers,
+            blocks,
+            heads,
+            spec=kv.spec,
+            block_tokens=kv.block_tokens,
+            frame_bytes=self._sender.frame_bytes,
         )
 
     async def _send(self, target: _Target, regions: AsyncGenerator[Region, None]) -> None:

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from eastwest.errors import EastWestError, Incompatible, Unavailable
-from eastwest.messages import PROTOCOL_VERSION, Command, Event, Liveness, WorkerInfo
+from eastwest.messages import PROTOCOL_VERSION, Command, Event, WorkerInfo
 from eastwest.rpc import channel_options, error_from_rpc
 from eastwest.types import Role
 from eastwest.v1 import worker_pb2 as worker
@@ -81,10 +81,6 @@ class WorkerLink:
         self._failures = 0
         self._last_reason = ""
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def liveness(self) -> Liveness:
-        return Liveness.UP if self._up else Liveness.CONNECTING
 
     def start(self) -> None:
         """Begin dialling. Called once, on the event loop."""

@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import ray
@@ -23,6 +25,7 @@ _ENVIRONMENT = {
 }
 # Anyone on this machine could otherwise use a local cluster. Set once a process, since Ray
 # remembers it; without it Ray writes a token of its own into the home directory.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TOKEN = "RAY_AUTH_TOKEN"
 
 # No tensor and no token goes through the object store, so Ray's least is enough.
@@ -41,6 +44,7 @@ class Cluster:
         if address is None and _TOKEN not in os.environ:
             os.environ[_TOKEN] = secrets.token_hex(32)
         self._directory: Path | None = None
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
             if address is not None:
                 ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
@@ -60,6 +64,11 @@ class Cluster:
             self.close()
             where = address or "a local cluster"
             raise ConfigError(f"cannot start or reach Ray ({where}): {error}") from error
+        finally:
+            # Ray takes these over; how this process ends is for its owner to say.
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
 
     def close(self) -> None:
         """Disconnect; a local cluster ends and its files go. Idempotent."""

@@ -48,6 +48,7 @@ class _Watched:
     spec: WorkerSpec
     actor: Any
     placed: asyncio.Future[Placed]
+    latest: Placed | None = None
     task: asyncio.Task[None] | None = field(default=None)
 
 
@@ -89,9 +90,8 @@ class Supervisor:
         await asyncio.gather(*(self.stop_worker(w) for w in list(self._watched)))
 
     def workers(self) -> dict[str, Placed]:
-        """Those that have served at least once."""
-        done = {w: x.placed for w, x in self._watched.items() if x.placed.done()}
-        return {w: f.result() for w, f in done.items() if f.exception() is None}
+        """Those that have served at least once, as they were last placed."""
+        return {w: x.latest for w, x in self._watched.items() if x.latest is not None}
 
     async def _watch(self, watched: _Watched) -> None:
         worker_id = watched.spec.worker_id
@@ -106,6 +106,7 @@ class Supervisor:
                 self._refuse(watched, error)
                 return
             log.info("worker %s serves at %s", worker_id, placed.info.address)
+            watched.latest = placed
             if not watched.placed.done():
                 watched.placed.set_result(placed)
             self._membership.add_worker(worker_id, placed.info.address)

@@ -63,10 +63,11 @@ class ArrayKVMemory:
         by_layer = data.reshape(len(layers), -1)
         split = by_layer.shape[1] * self.spec.key_dim // (self.spec.key_dim + self.spec.value_dim)
         parts = ((by_layer[:, :split], self.keys), (by_layer[:, split:], self.values))
+        runs = list(_contiguous(blocks))
         for flat, array in parts:
             run = flat.reshape(*shape, array.shape[-1])
             held = array[index]
-            for at, first, count in _contiguous(blocks):
+            for at, first, count in runs:
                 yield run[:, :, at : at + count], held[:, :, first : first + count]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from random import Random
 
 import numpy as np
 from redis.asyncio import Redis
+from xxhash import xxh3_64_intdigest
 
 from eastwest.blocks import BlockHash, block_hashes, hash_seed
 from eastwest.clock import Clock, SystemClock, ns
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer
 from kv_store.circuit import Circuit
-from kv_store.codec import BlockForm, form_of
+from kv_store.codec import FORMAT_VERSION, BlockForm, form_of
 from kv_store.connect import connections_to
 from kv_store.guard import Guard, StoreCounters
 from kv_store.pipe import Pipes
@@ -107,3 +109,10 @@ async def turns_of_the_loop(count: int = 5) -> None:
     """Let other tasks run as far as they can without I/O."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def of_version(manifest: bytes, version: int) -> bytes:
+    """The same manifest with another version and a checksum that holds."""
+    assert version != FORMAT_VERSION
+    body = manifest[:4] + struct.pack("<H", version) + manifest[6:-8]
+    return body + struct.pack("<Q", xxh3_64_intdigest(body))

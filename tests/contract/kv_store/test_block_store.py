@@ -74,6 +74,13 @@ class BlockStoreContract(ABC):
         assert await store.match(names_of(chain)) == gap
         assert await store.read(names_of(chain)) == payloads_of(chain[:gap])
 
+    @pytest.mark.parametrize("gap", [7, 8, 23, 24, 39, 40])
+    async def test_long_chains_end_at_their_gap_too(self, store: BlockStore, gap: int) -> None:
+        chain = a_chain(40)
+        await store.write([block for i, block in enumerate(chain) if i != gap])
+        assert await store.match(names_of(chain)) == gap
+        assert len(await store.read(names_of(chain))) == gap
+
     async def test_chains_do_not_mix(self, store: BlockStore) -> None:
         chain, other = a_chain(2), a_chain(2, seed=1)
         await store.write(chain)

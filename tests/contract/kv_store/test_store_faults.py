@@ -27,10 +27,10 @@ from tests.contract.kv_store.builders import (
     a_session_store,
     all_keys,
     names_of,
+    of_version,
     payloads_of,
     turns_of_the_loop,
 )
-from tests.unit.kv_store.test_codec import of_version
 
 KEYS_PER_BLOCK = 4
 SOON_S = 0.2  # a deadline for servers that will not answer

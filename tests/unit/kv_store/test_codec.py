@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from xxhash import xxh3_64_intdigest
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import CorruptData, Incompatible, InvalidArgument
 from eastwest.layout import DTYPE_BYTES, KVSpec
 from kv_store.codec import (
-    FORMAT_VERSION,
     PART_BYTES_MAX,
     BlockForm,
     EncodedBlock,
@@ -21,7 +17,9 @@ from kv_store.codec import (
     encode,
     form_of,
 )
+from tests.contract.kv_store.builders import of_version
 
+untimed = settings(deadline=None)  # machines may be busy
 NAME = BlockHash(bytes(range(16)))
 SPEC = KVSpec(num_layers=5, num_kv_heads=2, key_dim=4, value_dim=4, dtype="bfloat16")
 FORM = form_of(SPEC, 4, "model", part_bytes_max=300)  # parts of 2, 2 and 1 layers
@@ -43,6 +41,7 @@ def joined(block: EncodedBlock) -> bytes:
     return b"".join(block.parts)
 
 
+@untimed
 @given(forms, st.binary(min_size=1, max_size=50))
 def test_what_is_encoded_decodes_to_the_same_bytes(form: BlockForm, data: bytes) -> None:
     payload = (data * (form.block_bytes // len(data) + 1))[: form.block_bytes]
@@ -52,6 +51,7 @@ def test_what_is_encoded_decodes_to_the_same_bytes(form: BlockForm, data: bytes)
     assert decode(form, NAME, block.manifest, joined(block)) == payload
 
 
+@untimed
 @given(specs, st.integers(1, 8), st.integers(1, 4096))
 def test_parts_are_whole_layers_within_the_limit(
     spec: KVSpec, block_tokens: int, part_bytes_max: int
@@ -82,6 +82,7 @@ def test_parts_are_views_of_the_payload() -> None:
     assert block.parts[-1][-1] == payload[-1]
 
 
+@untimed
 @given(st.integers(0, FORM.block_bytes - 1), st.integers(0, 7))
 def test_any_flipped_bit_of_a_part_is_corrupt_data(position: int, bit: int) -> None:
     block = encode(FORM, NAME, PAYLOAD)
@@ -91,6 +92,7 @@ def test_any_flipped_bit_of_a_part_is_corrupt_data(position: int, bit: int) -> N
         decode(FORM, NAME, block.manifest, data)
 
 
+@untimed
 @given(st.integers(0, FORM.manifest_bytes - 1), st.integers(0, 7))
 def test_any_flipped_bit_of_a_manifest_is_corrupt_data(position: int, bit: int) -> None:
     manifest = bytearray(encode(FORM, NAME, PAYLOAD).manifest)
@@ -99,6 +101,7 @@ def test_any_flipped_bit_of_a_manifest_is_corrupt_data(position: int, bit: int) 
         decode(FORM, NAME, bytes(manifest), PAYLOAD)
 
 
+@untimed
 @given(st.integers(0, FORM.manifest_bytes - 1))
 def test_any_truncation_of_a_manifest_is_corrupt_data(length: int) -> None:
     manifest = encode(FORM, NAME, PAYLOAD).manifest
@@ -106,6 +109,7 @@ def test_any_truncation_of_a_manifest_is_corrupt_data(length: int) -> None:
         decode(FORM, NAME, manifest[:length], PAYLOAD)
 
 
+@untimed
 @given(st.integers(0, FORM.block_bytes - 1))
 def test_any_truncation_of_the_parts_is_corrupt_data(length: int) -> None:
     manifest = encode(FORM, NAME, PAYLOAD).manifest
@@ -113,6 +117,7 @@ def test_any_truncation_of_the_parts_is_corrupt_data(length: int) -> None:
         decode(FORM, NAME, manifest, PAYLOAD[:length])
 
 
+@untimed
 @given(st.binary(max_size=200))
 def test_bytes_of_anybody_are_never_a_manifest(data: bytes) -> None:
     with pytest.raises(CorruptData):
@@ -157,10 +162,3 @@ def test_an_intact_manifest_of_another_version_is_incompatible() -> None:
 def test_a_payload_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(InvalidArgument, match=f"exactly {FORM.block_bytes}"):
         encode(FORM, NAME, bytes(length))
-
-
-def of_version(manifest: bytes, version: int) -> bytes:
-    """The same manifest with another version and a checksum that holds."""
-    assert version != FORMAT_VERSION
-    body = manifest[:4] + struct.pack("<H", version) + manifest[6:-8]
-    return body + struct.pack("<Q", xxh3_64_intdigest(body))

@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.errors import CorruptData, TooLarge
@@ -19,6 +19,7 @@ from kv_store.sessions import (
 )
 from tests.contract.kv_store.builders import a_record
 
+untimed = settings(deadline=None)  # machines may be busy
 texts = st.text(max_size=20)
 records = st.builds(
     SessionRecord,
@@ -32,6 +33,7 @@ records = st.builds(
 )
 
 
+@untimed
 @given(records)
 def test_what_is_encoded_decodes_to_the_same_record(record: SessionRecord) -> None:
     assert decode_session(encode_session(record)) == record
@@ -42,6 +44,7 @@ def test_lone_surrogates_survive() -> None:
     assert decode_session(encode_session(record)) == record
 
 
+@untimed
 @given(st.integers(0, len(encode_session(a_record())) - 1), st.integers(0, 7))
 def test_any_flipped_bit_is_corrupt_data(position: int, bit: int) -> None:
     data = bytearray(encode_session(a_record()))
@@ -50,12 +53,14 @@ def test_any_flipped_bit_is_corrupt_data(position: int, bit: int) -> None:
         decode_session(bytes(data))
 
 
+@untimed
 @given(st.integers(0, len(encode_session(a_record())) - 1))
 def test_any_truncation_is_corrupt_data(length: int) -> None:
     with pytest.raises(CorruptData):
         decode_session(encode_session(a_record())[:length])
 
 
+@untimed
 @given(st.binary(max_size=100))
 def test_bytes_of_anybody_are_never_a_record(data: bytes) -> None:
     with pytest.raises(CorruptData):

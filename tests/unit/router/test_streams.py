@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.clock import SystemClock
@@ -87,6 +87,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(pieces=PIECES, lag=st.lists(st.booleans(), min_size=12, max_size=12), stop=st.booleans())
 def test_all_chunks_together_are_the_completion_however_the_client_lags(
     tokenizer: Tokenizer, pieces: list[list[int]], lag: list[bool], stop: bool

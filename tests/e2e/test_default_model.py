@@ -1,0 +1,181 @@
+"""The default model on Ray: real weights, real gRPC, a real Valkey; transformers is the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM
+
+from deploy.launch import Deployment
+from eastwest.client import AsyncClient
+from eastwest.config import Config
+from eastwest.errors import EastWestError, Unavailable
+from eastwest.types import Role
+from eastwest.v1 import worker_pb2, worker_pb2_grpc
+from router.text import load_tokenizer
+from tests.models import default_model_dir
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+WAIT_S = 240.0
+TEXT = (
+    "The history of computing is longer than the history of electronic machines. "
+    "People counted with pebbles, then with beads on wires, then with gears. "
+) * 8
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Any]:
+    model = AutoModelForCausalLM.from_pretrained(default_model_dir(), dtype=torch.float32)
+    yield model.eval()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment() -> AsyncIterator[Deployment]:
+    config = Config.model_validate(
+        {
+            "model": {"dtype": "float32"},
+            "router": {"port": 0},
+            "prefill": {"kv_tokens": 2048, "step_tokens": 64},
+            "decode": {"kv_tokens": 2048},
+            "store": {"idle_s": 0.2},
+        }
+    )
+    async with Deployment(config) as deployment:
+        yield deployment
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(deployment: Deployment) -> AsyncIterator[AsyncClient]:
+    """A client; after each test, every worker's auditor must find nothing."""
+    async with AsyncClient(deployment.address, timeout_s=WAIT_S) as client:
+        await _until_up(client)
+        yield client
+        await _assert_clean(client)
+
+
+async def _until_up(client: AsyncClient) -> None:
+    await client.wait_ready(WAIT_S)
+
+
+async def _assert_clean(client: AsyncClient) -> None:
+    for worker in (await client.server_info()).workers:
+        async with grpc.aio.insecure_channel(worker.address) as channel:
+            stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    report = await stub.Audit(worker_pb2.AuditRequest())
+                    if not (report.running or report.waiting or report.transfers_open):
+                        break
+                    await asyncio.sleep(0.02)
+            assert not list(report.findings)
+            assert report.leaked_blocks == 0
+
+
+def greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """What transformers generates; ends with the end token like ours."""
+    output = model.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=count,
+        do_sample=False,
+    )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def prompt_of(length: int) -> list[int]:
+    tokens = load_tokenizer(default_model_dir()).encode(TEXT)
+    assert len(tokens) >= length
+    return tokens[:length]
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 65, 150])
+async def test_greedy_output_is_that_of_transformers(
+    client: AsyncClient, oracle: Any, length: int
+) -> None:
+    prompt = prompt_of(length)
+    completion = await client.generate(prompt, temperature=0.0, max_tokens=12)
+    assert list(completion.token_ids) == greedy(oracle, prompt, 12)
+    assert (completion.prefill_worker, completion.decode_worker) == ("prefill-0", "decode-0")
+
+
+async def test_requests_at_once_do_not_disturb_each_other(client: AsyncClient, oracle: Any) -> None:
+    prompts = [prompt_of(20 + 13 * i)[i:] for i in range(6)]
+    completions = await asyncio.gather(
+        *(client.generate(p, temperature=0.0, max_tokens=10).result() for p in prompts)
+    )
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert list(completion.token_ids) == greedy(oracle, prompt, 10)
+
+
+async def test_a_killed_prefill_worker_is_replaced_and_the_request_retried(
+    deployment: Deployment, client: AsyncClient, oracle: Any
+) -> None:
+    prompt = prompt_of(170)[3:]
+    placed = deployment.supervisor.workers()["prefill-0"]
+    waiting = asyncio.ensure_future(
+        client.generate(prompt, temperature=0.0, max_tokens=6).result()
+    )
+    while (await client.loads()).active == 0:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0.002)
+    os.kill(placed.pid, signal.SIGKILL)
+    completion = await waiting
+    assert list(completion.token_ids) == greedy(oracle, prompt, 6)
+
+
+async def test_a_killed_decode_worker_ends_its_stream_with_a_typed_error(
+    deployment: Deployment, client: AsyncClient, oracle: Any
+) -> None:
+    prompt = prompt_of(30)
+    generation = client.generate(prompt, max_tokens=1500, ignore_eos=True)
+    chunks = aiter(generation)
+    for _ in range(3):
+        await anext(chunks)
+    os.kill(deployment.supervisor.workers()["decode-0"].pid, signal.SIGKILL)
+    with pytest.raises(Unavailable) as caught:
+        await generation
+    assert caught.value.status.retriable
+    assert await _retried(client, prompt) == greedy(oracle, prompt, 6)
+
+
+async def _retried(client: AsyncClient, prompt: Sequence[int]) -> list[int]:
+    """The output as soon as a worker gives it; errors meanwhile must be retriable."""
+    while True:
+        try:
+            completion = await client.generate(prompt, temperature=0.0, max_tokens=6)
+        except EastWestError as error:
+            assert error.status.retriable, error
+        else:
+            return list(completion.token_ids)
+
+
+async def test_a_session_resumes_from_the_store_on_a_new_worker(
+    deployment: Deployment, client: AsyncClient, oracle: Any
+) -> None:
+    prompt, more = prompt_of(100)[7:], prompt_of(30)[11:]
+    first = await client.generate(
+        prompt, session="s", temperature=0.0, max_tokens=20, ignore_eos=True
+    )
+    async with asyncio.timeout(WAIT_S):
+        while sum(w.sessions_spilled for w in (await client.loads()).workers) == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    decode = next(w for w in deployment.supervisor.workers() if w.startswith(Role.DECODE))
+    await deployment.stop_worker(decode)
+    placed = await deployment.start_worker(Role.DECODE)
+    await deployment.wait_ready()
+    second = await client.generate(
+        more, session="s", must_exist=True, temperature=0.0, max_tokens=10
+    )
+    whole = [*prompt, *first.token_ids, *more]
+    assert list(second.token_ids) == greedy(oracle, whole, 10)
+    assert second.decode_worker == placed.info.worker_id
+    assert second.usage.loaded_tokens == (len(prompt) + 20 - 1) // 16 * 16
