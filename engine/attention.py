@@ -1,16 +1,16 @@
 """Causal attention of a mixed batch over paged KV.
 
-Every row of a batch is cut into segments of at most `QUERY_ROWS` consecutive queries. A segment
+Queries are cut into segments of at most `QUERY_ROWS` consecutive tokens of one sequence. A segment
 attends to its keys where they lie: a view of the pool where they are one run of slots, gathered
 first where they are several. The query heads that share a KV head become further rows of one
 product. Nothing about a segment depends on the rest of the batch.
 
-Shapes: T tokens of the batch, H KV heads, G query heads to each of them, D head dim, S slots.
+Shapes: T tokens, H KV heads, G query heads to each of them, D head dim, S slots of the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,22 +22,8 @@ QUERY_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Queries ``[first, first + count)`` of the batch and the slots of all keys they may see.
-
-    mask: additive, ``[count * G, keys]``, rows ordered (query, head); None where there is
-    nothing to hide (one query).
-    """
-
-    first: int
-    count: int
-    runs: tuple[tuple[int, int], ...]  # (first slot, count)
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class Span:
-    """One row of a batch: its queries begin at `first` of T and at position `start`."""
+    """Consecutive tokens of one sequence: T index of the first, its position, how many."""
 
     first: int
     start: int
@@ -45,53 +31,54 @@ class Span:
     blocks: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Queries ``[first, first + count)`` of T and the slots of all keys they may see.
+
+    runs: ``(first slot, count)`` in the order of positions. mask: additive,
+    ``[count * G, keys]``, rows ordered (query, head); None where there is nothing to hide.
+    """
+
+    first: int
+    count: int
+    runs: tuple[tuple[int, int], ...]
+    mask: torch.Tensor | None
+
+
 class SegmentPlanner:
-    """Cuts rows into segments for one window; masks are shared by the segments of one step."""
+    """Cuts spans into segments for one window; one step's segments share their masks.
+
+    keys_max: the most keys of any segment to come. like: has the masks' dtype and device.
+    """
 
     def __init__(
-        self, block_tokens: int, group: int, window: int | None, like: torch.Tensor
+        self, block_tokens: int, group: int, window: int | None, keys_max: int, like: torch.Tensor
     ) -> None:
         self._block_tokens = block_tokens
         self._group = group
         self._window = window
+        self._keys_max = keys_max
         self._like = like
         self._masks: dict[int, torch.Tensor] = {}
 
-    def plan(self, spans: Iterable[Span]) -> list[Segment]:
-        spans = list(spans)
-        keys_max = max((s.start + s.count for s in spans), default=0)
+    def plan(self, span: Span) -> list[Segment]:
         segments = []
-        for span in spans:
-            for offset in range(0, span.count, QUERY_ROWS):
-                count = min(QUERY_ROWS, span.count - offset)
-                end = span.start + offset + count
-                begin = 0
-                if self._window is not None:
-                    begin = max(0, end - count + 1 - self._window)
-                runs = self._runs(span.blocks, begin, end)
-                mask = None
-                if count > 1:
-                    mask = self._mask(count, keys_max)[:, keys_max - (end - begin) :]
-                segments.append(Segment(span.first + offset, count, runs, mask))
+        for offset in range(0, span.count, QUERY_ROWS):
+            count = min(QUERY_ROWS, span.count - offset)
+            end = span.start + offset + count
+            begin = 0 if self._window is None else max(0, end - count + 1 - self._window)
+            mask = None
+            if count > 1:
+                mask = self._mask(count)[:, self._keys_max - (end - begin) :]
+            runs = slot_runs(span.blocks, self._block_tokens, begin, end)
+            segments.append(Segment(span.first + offset, count, runs, mask))
         return segments
 
-    def _runs(self, blocks: Sequence[int], begin: int, end: int) -> tuple[tuple[int, int], ...]:
-        """The slots of positions ``[begin, end)``, in order."""
-        size = self._block_tokens
-        first = begin // size
-        skipped, wanted = begin - first * size, end - begin
-        runs = []
-        for block, count in block_runs(blocks[first : -(-end // size)]):
-            length = min(count * size - skipped, wanted)
-            runs.append((block * size + skipped, length))
-            skipped, wanted = 0, wanted - length
-        return tuple(runs)
-
-    def _mask(self, count: int, keys: int) -> torch.Tensor:
-        """``[count * G, keys]`` for the last `count` of `keys` positions as queries. For fewer
-        keys its last columns serve, since only distances matter."""
+    def _mask(self, count: int) -> torch.Tensor:
+        """``[count * G, keys_max]`` for the last `count` positions as queries. For fewer keys
+        its last columns serve, since only distances matter."""
         if count not in self._masks:
-            device = self._like.device
+            keys, device = self._keys_max, self._like.device
             key = torch.arange(keys, device=device)
             query = torch.arange(keys - count, keys, device=device).unsqueeze(1)
             hidden = key > query
@@ -103,12 +90,26 @@ class SegmentPlanner:
         return self._masks[count]
 
 
+def slot_runs(
+    blocks: Sequence[int], block_tokens: int, begin: int, end: int
+) -> tuple[tuple[int, int], ...]:
+    """``(first slot, count)`` of the slots of positions ``[begin, end)``, in order."""
+    first = begin // block_tokens
+    skipped, wanted = begin - first * block_tokens, end - begin
+    runs = []
+    for block, count in block_runs(blocks[first : -(-end // block_tokens)]):
+        length = min(count * block_tokens - skipped, wanted)
+        runs.append((block * block_tokens + skipped, length))
+        skipped, wanted = 0, wanted - length
+    return tuple(runs)
+
+
 def attend(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segments: Sequence[Segment]
 ) -> torch.Tensor:
-    """``queries [T, H, G, D]`` over ``keys, values [H, S, D]``: ``[queries of segments, H * G * D]``.
+    """``queries [T, H, G, D]`` over ``keys, values [H, S, D]``.
 
-    The result has the segments' queries in their order.
+    Returns ``[queries of all segments, H * G * D]``, in the segments' order.
     """
     _, heads, group, dim = queries.shape
     total = sum(segment.count for segment in segments)
@@ -118,7 +119,7 @@ def attend(
         part = queries[segment.first : segment.first + segment.count]
         folded = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
         out = F.scaled_dot_product_attention(
-            folded, _lying(keys, segment.runs), _lying(values, segment.runs), segment.mask
+            folded, _gathered(keys, segment.runs), _gathered(values, segment.runs), segment.mask
         )
         unfolded = out.view(heads, segment.count, group, dim).transpose(0, 1)
         attended[done : done + segment.count] = unfolded
@@ -126,9 +127,7 @@ def attend(
     return attended.view(total, heads * group * dim)
 
 
-def _lying(pool: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """``[1, H, keys, D]``: the pool's slots of `runs`."""
-    if len(runs) == 1:
-        start, count = runs[0]
-        return pool[:, start : start + count].unsqueeze(0)
-    return torch.cat([pool[:, start : start + count] for start, count in runs], dim=1).unsqueeze(0)
+def _gathered(pool: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """``[1, H, keys, D]``: the pool's slots of `runs`; a view where that is possible."""
+    parts = [pool[:, start : start + count] for start, count in runs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).unsqueeze(0)

@@ -1,11 +1,11 @@
 """The forward pass: a mixed batch of prompt chunks and single tokens through all layers.
 
-Shapes: T tokens of the batch, N query heads, H KV heads, D head dim, S sampled rows.
+Shapes: T tokens of a tile, S of them sampled, N query heads, H KV heads, G = N / H, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,103 +13,106 @@ import torch.nn.functional as F
 
 from eastwest.ports import StepRow
 from engine.architecture import ArchitectureConfig
-from engine.attention import Segment, SegmentPlanner, Span, attend
+from engine.attention import attend
+from engine.batch import BatchPlanner, Tile
 from engine.kv_memory import TorchKVMemory
 from engine.rotary import inverse_frequencies, rotate, rotation
 from engine.weights import LayerWeights, ModelWeights
 
-Segments = Mapping[int | None, Sequence[Segment]]  # by window
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """keys, values: the layer's part of the pool, ``[H, slots, D]``."""
+
+    weights: LayerWeights
+    keys: torch.Tensor
+    values: torch.Tensor
+    window: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One step as tensors.
+class _Flow:
+    """A tile on its way: hidden ``[T, hidden]``, changed in place; cos and sin ``[T, 1, D]``."""
 
-    tokens, positions, slots: ``[T]``. sampled: ``[S]``, the last token of each row that samples.
-    segments: all queries. last: those of the sampled tokens alone.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    sampled: torch.Tensor
-    segments: Segments
-    last: Segments
+    tile: Tile
+    hidden: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
 class Model:
-    """A model whose weights and KV are on one device."""
+    """A model whose weights and KV are on one device. tile_rows: see `engine.batch`."""
 
     def __init__(
-        self,
-        config: ArchitectureConfig,
-        weights: ModelWeights,
-        kv: TorchKVMemory,
-        device: torch.device,
+        self, config: ArchitectureConfig, weights: ModelWeights, kv: TorchKVMemory, tile_rows: int
     ) -> None:
         self._config = config
         self._weights = weights
-        self._kv = kv
-        self._device = device
-        self._frequencies = inverse_frequencies(config).to(device)
-        self._windows = frozenset(config.windows)
-        self._pools = [(layer[0], layer[1]) for layer in kv.pool.unbind(0)]
-
-    def batch(self, rows: Sequence[StepRow]) -> Batch:
-        """Lay out a step. Rows are checked: each has tokens, and blocks for all of them."""
-        size = self._kv.block_tokens
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        spans, last, sampled = [], [], []
-        for row in rows:
-            end = row.start + len(row.tokens)
-            assert row.tokens, "a row needs at least one token"
-            assert len(row.blocks) * size >= end, "a row's blocks must cover all its positions"
-            assert end <= self._config.context_tokens, "a row ends beyond the model's context"
-            spans.append(Span(len(tokens), row.start, len(row.tokens), row.blocks))
-            tokens += row.tokens
-            positions += range(row.start, end)
-            slots += [row.blocks[p // size] * size + p % size for p in range(row.start, end)]
-            if row.sample is not None:
-                last.append(Span(len(tokens) - 1, end - 1, 1, row.blocks))
-                sampled.append(len(tokens) - 1)
-        return Batch(
-            torch.tensor(tokens, device=self._device),
-            torch.tensor(positions, device=self._device),
-            torch.tensor(slots, device=self._device),
-            torch.tensor(sampled, dtype=torch.long, device=self._device),
-            self._segments(spans),
-            self._segments(last),
+        self._pool = kv.pool
+        windows = config.windows[kv.shard.layers.start : kv.shard.layers.stop]
+        self._layers = [
+            _Layer(layer, pool[0], pool[1], window)
+            for layer, pool, window in zip(weights.layers, kv.pool, windows, strict=True)
+        ]
+        self._frequencies = inverse_frequencies(config).to(kv.pool.device)
+        self._planner = BatchPlanner(
+            kv.block_tokens, config.group, frozenset(windows), tile_rows, kv.pool
         )
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Run the batch, writing its KV; ``[S, vocab]`` float32."""
-        embedding = self._weights.embedding
-        hidden = F.embedding(batch.tokens, embedding).to(self._device, self._kv.pool.dtype)
+    def logits(self, rows: Sequence[StepRow]) -> torch.Tensor:
+        """Run a step, writing its KV: ``[rows that sample, vocab]`` float32."""
+        batch = self._planner.plan(rows)
+        ends = [row.start + len(row.tokens) for row in rows]
+        assert max(ends) <= self._config.context_tokens, "a row ends beyond the model's context"
+        embedded = F.embedding(batch.tokens, self._weights.embedding)
+        hidden = embedded.to(self._pool.device, self._pool.dtype)
         cos, sin = rotation(batch.positions, self._frequencies, hidden.dtype)
-        end = len(self._weights.layers) - 1
-        for index, layer in enumerate(self._weights.layers):
-            hidden = self._layer(index, layer, hidden, cos, sin, batch, final=index == end)
-        if not len(batch.sampled):
-            return hidden.new_empty(0, self._config.vocab_size, dtype=torch.float32)
-        return self._weights.head(self._norm(hidden, self._weights.norm)).float()
+        flows = []
+        for tile in batch.tiles:
+            at = slice(tile.first, tile.first + tile.count)
+            flows.append(_Flow(tile, hidden[at], cos[at], sin[at]))
+        for layer in self._layers[:-1]:
+            for flow in flows:
+                queries = self._project(layer, flow)
+                attended = attend(
+                    queries, layer.keys, layer.values, flow.tile.segments[layer.window]
+                )
+                self._mix(layer.weights, flow.hidden, attended)
+        sampled = torch.cat([self._finish(self._layers[-1], flow) for flow in flows])
+        return self._weights.head(self._norm(sampled, self._weights.norm)).float()
 
-    def _layer(
-        self,
-        index: int,
-        layer: LayerWeights,
-        hidden: torch.Tensor,
-        rotations: tuple[torch.Tensor, torch.Tensor],
-        batch: Batch,
-        *,
-        final: bool,
-    ) -> torch.Tensor:
-        """``[T, hidden] -> [T, hidden]``, perhaps in place; of the final layer only
-        ``[S, hidden]``, since the other tokens are needed for their KV alone."""
-        config = self._config
-        keys, values = self._pools[index]
-        queries = []
-        for rows, (cos, sin) in self._tiled(hidden, rotations):
-            normed = self._norm(rows, layer.attention_norm)
-            heads = layer.qkv(normed).view(len(rows), -1, config.head_dim)
+    def _finish(self, layer: _Layer, flow: _Flow) -> torch.Tensor:
+        """The last layer: ``[S, hidden]``. Of the other tokens only the KV is needed."""
+        queries = self._project(layer, flow)
+        hidden = flow.hidden[flow.tile.sampled]
+        if len(hidden):
+            attended = attend(queries, layer.keys, layer.values, flow.tile.last[layer.window])
+            self._mix(layer.weights, hidden, attended)
+        return hidden
+
+    def _project(self, layer: _Layer, flow: _Flow) -> torch.Tensor:
+        """Write the tile's keys and values; its queries, ``[T, H, G, D]``."""
+        config, weights = self._config, layer.weights
+        turned = config.num_heads + config.num_kv_heads
+        qkv = weights.qkv(self._norm(flow.hidden, weights.attention_norm))
+        heads = qkv.view(len(qkv), -1, config.head_dim)
+        rotating = heads[:, :turned]
+        if weights.qk_norm is not None:
+            rotating = self._norm(rotating, weights.qk_norm)
+        rotated = rotate(rotating, flow.cos, flow.sin)
+        flow.tile.store(layer.keys, rotated[:, config.num_heads :])
+        flow.tile.store(layer.values, heads[:, turned:])
+        queries = rotated[:, : config.num_heads]
+        return queries.unflatten(1, (config.num_kv_heads, config.group))
+
+    def _mix(self, weights: LayerWeights, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        """Add the attention's and the feed-forward network's parts to `hidden`."""
+        weights.output.add_to(hidden, attended)
+        gate, up = weights.gate_up(self._norm(hidden, weights.ffn_norm)).chunk(2, dim=-1)
+        weights.down.add_to(hidden, F.silu(gate).mul_(up))
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Root mean square normalisation over the last dim, computed in float32."""
+        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = lengths.square_().div_(x.shape[-1]).add_(self._config.norm_eps).rsqrt_()
+        return (x * scale).to(x.dtype).mul_(weight)

@@ -26,6 +26,9 @@ from engine.sampling import sample
 from engine.weights import MakeLinear, ModelWeights, RankSlice, WeightLoader
 
 _BLOCKS_MIN = 2
+# Rows that a layer takes at once: on a CPU what its cache holds, else all.
+_TILE_ROWS = 128
+_WHOLE = 1 << 30
 
 
 class TorchEngine:
@@ -48,8 +51,7 @@ class TorchEngine:
         # OpenMP keeps its thread count per calling thread, so the stepping thread sets it.
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            batch = self._forward.batch(rows)
-            logits = self._forward.logits(batch)
+            logits = self._forward.logits(rows)
             sampled = iter(sample(logits, [row.sample for row in rows if row.sample is not None]))
         return [None if row.sample is None else next(sampled) for row in rows]
 
@@ -87,7 +89,9 @@ def load_engine(
     )
     with torch.inference_mode():
         weights = _load_weights(checkpoint, config, part, model, TORCH_DTYPES[dtype], device)
-    return TorchEngine(info, layout, memory, Model(config, weights, memory, device), pool.threads)
+    tile_rows = _TILE_ROWS if dtype == "float32" and device.type == "cpu" else _WHOLE
+    forward = Model(config, weights, memory, tile_rows)
+    return TorchEngine(info, layout, memory, forward, pool.threads)
 
 
 def _load_weights(

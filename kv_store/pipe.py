@@ -85,10 +85,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._reader.begin(value_max)
         sent = 0
         for buffer in encode(self._expecting(commands)):
-            if self._socket is not None:
-                await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
-            else:
-                self._transport.write(buffer)
+            self._transport.write(buffer)
             sent += len(buffer)
             if sent >= TURN_BYTES:
                 sent = 0
@@ -174,7 +171,6 @@ def _socket_below(transport: asyncio.Transport) -> socket.socket | None:
     if transport.get_extra_info("ssl_object") is not None:
         return None
     handle = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-    handle.setblocking(False)
     if handle.family == socket.AF_UNIX:  # TCP sizes its buffers itself, unless it is told
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return handle

@@ -30,7 +30,7 @@ class Peer:
     def __init__(self, address: str, *, message_bytes: int, slots: int) -> None:
         self.slots = asyncio.Semaphore(slots)
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(message_bytes))
-        self._push = self._channel.stream_unary(
+        self._push: grpc.aio.StreamUnaryMultiCallable[Any, Any] = self._channel.stream_unary(
             _METHOD + "Push",
             request_serializer=None,
             response_deserializer=wire.PushReceipt.FromString,

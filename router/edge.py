@@ -29,7 +29,7 @@ SESSION_ID_BYTES = 256
 ROLES = ("system", "user", "assistant")
 # An answer needs time to reach the caller: a request ends this long before the caller gives up,
 # so that the status that says in which phase it was still arrives.
-ANSWER_S = 0.05
+ANSWER_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def kv_of(token: int, position: int) -> Floats:
     width = SPEC.num_kv_heads * (SPEC.key_dim + SPEC.value_dim)
     base = np.float32((token * 31 + position * 7) % 8191)
     grid = np.arange(SPEC.num_layers * width, dtype=np.float32)
-    return base + grid.reshape(SPEC.num_layers, width) / 128
+    return (base + grid.reshape(SPEC.num_layers, width) / 128).astype(np.float32)
 
 
 def next_token(kv: Floats, params: SamplingParams, generated: int, banned: Sequence[int]) -> int:

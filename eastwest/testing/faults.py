@@ -1,80 +1,68 @@
 """A bad network between a KV sender and its receiver: taps that change the frames of a stream.
 
 Each is a `kv_transfer.sender.FrameTap`: it takes the encoded frames of one stream and gives what
-goes on the wire instead. The chosen frames are counted over all streams of the tap, so that a
-frame that is sent again gets through.
+goes on the wire instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
+
+ALL = range(1 << 62)
 
 
-class CorruptFrames:
-    """Flips one bit of the chosen frames, at byte `offset` (negative: from the end)."""
+class ChangeFrames:
+    """Sends what `change` makes of the chosen frames, which may be nothing, or several frames.
 
-    def __init__(self, chosen: Container[int] = (0,), *, offset: int = -1) -> None:
+    Frames are numbered from 0 over all streams of the tap: one that is sent again has another
+    number. hits: how many were changed.
+    """
+
+    def __init__(
+        self, change: Callable[[bytes], Sequence[bytes]], chosen: Container[int] = ALL
+    ) -> None:
         self.hits = 0
-        self._chosen = chosen
-        self._offset = offset
-        self._seen = 0
-
-    async def __call__(self, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        async for frame in frames:
-            yield self._damaged(frame) if self._is_chosen() else frame
-
-    def _is_chosen(self) -> bool:
-        self._seen += 1
-        chosen = self._seen - 1 in self._chosen
-        self.hits += chosen
-        return chosen
-
-    def _damaged(self, frame: bytes) -> bytes:
-        data = bytearray(frame)
-        data[self._offset] ^= 0x10
-        return bytes(data)
-
-
-class DropFrames:
-    """Loses the chosen frames."""
-
-    def __init__(self, chosen: Container[int] = (0,)) -> None:
-        self.hits = 0
+        self._change = change
         self._chosen = chosen
         self._seen = 0
 
     async def __call__(self, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         async for frame in frames:
-            self._seen += 1
-            if self._seen - 1 in self._chosen:
-                self.hits += 1
-            else:
+            number, self._seen = self._seen, self._seen + 1
+            if number not in self._chosen:
                 yield frame
+                continue
+            self.hits += 1
+            for changed in self._change(frame):
+                yield changed
 
 
-async def duplicate_frames(frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+def corrupt_frames(chosen: Container[int], *, offset: int = -1) -> ChangeFrames:
+    """Flips one bit at byte `offset` (negative: from the end) of the chosen frames."""
+
+    def change(frame: bytes) -> Sequence[bytes]:
+        data = bytearray(frame)
+        data[offset] ^= 0x10
+        return (bytes(data),)
+
+    return ChangeFrames(change, chosen)
+
+
+def drop_frames(chosen: Container[int]) -> ChangeFrames:
+    """Loses the chosen frames."""
+    return ChangeFrames(lambda frame: (), chosen)
+
+
+def duplicate_frames() -> ChangeFrames:
     """Sends every frame twice."""
-    async for frame in frames:
-        yield frame
-        yield frame
+    return ChangeFrames(lambda frame: (frame, frame))
 
 
 async def reverse_frames(frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Sends a stream's frames in reverse order, once all of them are there."""
     for frame in reversed([frame async for frame in frames]):
         yield frame
-
-
-class ReplaceFrames:
-    """Sends what `forge` makes of each frame."""
-
-    def __init__(self, forge: Callable[[bytes], bytes]) -> None:
-        self._forge = forge
-
-    async def __call__(self, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        async for frame in frames:
-            yield self._forge(frame)
 
 
 class HoldFrames:

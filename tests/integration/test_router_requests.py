@@ -201,6 +201,23 @@ async def test_leaving_the_stream_early_cancels_the_request() -> None:
         d.decode.stepping.open()
 
 
+async def test_cancelling_a_generation_says_so_and_ends_the_request() -> None:
+    async with a_deployment() as d:
+        d.decode.stepping.hold()
+        generation = d.client.generate("hi")
+        await anext(generation)
+        generation.cancel()
+        with pytest.raises(Cancelled, match="by this client"):
+            await generation
+        await d.decode.received(Abort)
+        d.decode.stepping.open()
+
+
+async def test_a_deadline_beyond_all_reason_is_no_deadline() -> None:
+    async with a_deployment(says("hello")) as d:
+        assert (await d.client.generate("hi", timeout_s=1e9)).text == "hello"
+
+
 async def test_abort_ends_the_stream_with_cancelled() -> None:
     async with a_deployment() as d:
         d.decode.stepping.hold()
@@ -245,7 +262,7 @@ async def test_a_passed_deadline_names_its_phase_and_frees_the_workers(phase: Ph
             case Phase.DECODE:
                 d.decode.stepping.allow(1)
         with pytest.raises(DeadlineExceeded) as caught:
-            await d.client.generate("hi", timeout_s=0.5)
+            await d.client.generate("hi", timeout_s=1.0)
         assert caught.value.phase is phase
         await d.decode.received(Abort)
         for gate in (d.decode.reserving, d.prefill.prefilling, d.decode.stepping):

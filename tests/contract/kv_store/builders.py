@@ -27,6 +27,7 @@ SPEC = KVSpec(num_layers=5, num_kv_heads=2, key_dim=4, value_dim=4, dtype="bfloa
 BLOCK_TOKENS = 4
 ONE_PART = form_of(SPEC, BLOCK_TOKENS, "model")
 THREE_PARTS = form_of(SPEC, BLOCK_TOKENS, "model", part_bytes_max=300)
+KEYS_PER_BLOCK = len(THREE_PARTS.part_bytes) + 1
 TTL_S = 1000.0
 
 

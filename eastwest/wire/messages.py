@@ -1,0 +1,205 @@
+"""Commands and events on the wire."""
+
+from __future__ import annotations
+
+from eastwest import messages as m
+from eastwest.errors import ErrorCode, InvalidArgument, Phase
+from eastwest.v1 import worker_pb2 as worker
+from eastwest.wire.values import (
+    finish_from_wire,
+    finish_to_wire,
+    sampling_from_wire,
+    sampling_to_wire,
+    token_from_wire,
+    token_to_wire,
+)
+from eastwest.wire.workers import enum_from_wire, ticket_from_wire, ticket_to_wire
+
+# Commands.
+
+
+def command_to_wire(command: m.Command) -> worker.Command:
+    match command:
+        case m.Reserve():
+            return worker.Command(
+                reserve=worker.Reserve(
+                    request_id=command.request_id,
+                    salt=command.salt,
+                    session_id=command.session_id,
+                    prompt=command.prompt,
+                    sampling=sampling_to_wire(command.sampling),
+                    max_tokens=command.max_tokens,
+                    timeout_s=command.timeout_s,
+                )
+            )
+        case m.Prefill():
+            return worker.Command(
+                prefill=worker.Prefill(
+                    request_id=command.request_id,
+                    salt=command.salt,
+                    prompt=command.prompt,
+                    sampling=sampling_to_wire(command.sampling),
+                    max_tokens=command.max_tokens,
+                    ticket=ticket_to_wire(command.ticket),
+                    timeout_s=command.timeout_s,
+                )
+            )
+        case m.Abort():
+            return worker.Command(abort=worker.AbortWork(request_id=command.request_id))
+        case m.Heartbeat():
+            return worker.Command(heartbeat=worker.Heartbeat())
+
+
+def command_from_wire(wire: worker.Command) -> m.Command:
+    match wire.WhichOneof("command"):
+        case "reserve":
+            reserve = wire.reserve
+            return m.Reserve(
+                reserve.request_id,
+                reserve.salt,
+                reserve.session_id,
+                tuple(reserve.prompt),
+                sampling_from_wire(reserve.sampling),
+                reserve.max_tokens,
+                reserve.timeout_s,
+            )
+        case "prefill":
+            prefill = wire.prefill
+            return m.Prefill(
+                prefill.request_id,
+                prefill.salt,
+                tuple(prefill.prompt),
+                sampling_from_wire(prefill.sampling),
+                prefill.max_tokens,
+                ticket_from_wire(prefill.ticket),
+                prefill.timeout_s,
+            )
+        case "abort":
+            return m.Abort(wire.abort.request_id)
+        case "heartbeat":
+            return m.Heartbeat()
+        case _:
+            raise InvalidArgument("a command is empty; allowed: reserve, prefill, abort, heartbeat")
+
+
+# Events.
+
+
+def _output_to_wire(output: m.SequenceOutput) -> worker.SequenceOutput:
+    wire = worker.SequenceOutput(
+        request_id=output.request_id,
+        tokens=[token_to_wire(t) for t in output.tokens],
+        finish=finish_to_wire(output.finish),
+    )
+    if (first := output.first_step) is not None:
+        wire.first_step.import_ns = first.import_ns
+        wire.first_step.decode_queue_ns = first.decode_queue_ns
+        wire.first_step.first_step_ns = first.first_step_ns
+        wire.first_step.transfer_ns = first.transfer_ns
+        wire.first_step.transfer_bytes = first.transfer_bytes
+    return wire
+
+
+def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
+    first = None
+    if wire.HasField("first_step"):
+        step = wire.first_step
+        first = m.FirstStep(
+            step.import_ns,
+            step.decode_queue_ns,
+            step.first_step_ns,
+            step.transfer_ns,
+            step.transfer_bytes,
+        )
+    return m.SequenceOutput(
+        wire.request_id,
+        tuple(token_from_wire(t) for t in wire.tokens),
+        finish_from_wire(wire.finish),
+        first,
+    )
+
+
+_LOAD_FIELDS = (
+    "free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens",
+    "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes",
+    "store_available",
+)  # fmt: skip
+
+
+def event_to_wire(event: m.Event) -> worker.Event:
+    match event:
+        case m.Reserved():
+            return worker.Event(
+                reserved=worker.Reserved(
+                    request_id=event.request_id,
+                    ticket=ticket_to_wire(event.ticket),
+                    cached_tokens=event.cached_tokens,
+                    loaded_tokens=event.loaded_tokens,
+                )
+            )
+        case m.Prefilled():
+            return worker.Event(
+                prefilled=worker.Prefilled(
+                    request_id=event.request_id,
+                    token=token_to_wire(event.token),
+                    finish=finish_to_wire(event.finish),
+                    queue_ns=event.queue_ns,
+                    prefill_ns=event.prefill_ns,
+                    computed_tokens=event.computed_tokens,
+                    loaded_tokens=event.loaded_tokens,
+                )
+            )
+        case m.Stepped():
+            outputs = [_output_to_wire(o) for o in event.outputs]
+            return worker.Event(stepped=worker.Stepped(outputs=outputs))
+        case m.Failed():
+            return worker.Event(
+                failed=worker.Failed(
+                    request_id=event.request_id,
+                    code=event.code.value,
+                    message=event.message,
+                    phase=event.phase.value,
+                )
+            )
+        case m.Load():
+            fields = {name: getattr(event, name) for name in _LOAD_FIELDS}
+            return worker.Event(load=worker.Load(**fields))
+
+
+def event_from_wire(wire: worker.Event) -> m.Event:
+    match wire.WhichOneof("event"):
+        case "reserved":
+            reserved = wire.reserved
+            return m.Reserved(
+                reserved.request_id,
+                ticket_from_wire(reserved.ticket),
+                reserved.cached_tokens,
+                reserved.loaded_tokens,
+            )
+        case "prefilled":
+            prefilled = wire.prefilled
+            return m.Prefilled(
+                prefilled.request_id,
+                token_from_wire(prefilled.token),
+                finish_from_wire(prefilled.finish),
+                prefilled.queue_ns,
+                prefilled.prefill_ns,
+                prefilled.computed_tokens,
+                prefilled.loaded_tokens,
+            )
+        case "stepped":
+            return m.Stepped(tuple(_output_from_wire(o) for o in wire.stepped.outputs))
+        case "failed":
+            failed = wire.failed
+            return m.Failed(
+                failed.request_id,
+                enum_from_wire(ErrorCode, failed.code, "error code"),
+                failed.message,
+                enum_from_wire(Phase, failed.phase, "phase"),
+            )
+        case "load":
+            return m.Load(*(getattr(wire.load, name) for name in _LOAD_FIELDS))
+        case _:
+            raise InvalidArgument(
+                "an event is empty; allowed: reserved, prefilled, stepped, failed, load"
+            )

@@ -1,0 +1,149 @@
+"""What a worker is, and what it promises, on the wire."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import TypeVar
+
+from eastwest import messages as m
+from eastwest.errors import InvalidArgument
+from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
+from eastwest.types import Role
+from eastwest.v1 import worker_pb2 as worker
+
+EnumT = TypeVar("EnumT", bound=enum.StrEnum)
+
+
+def enum_from_wire(kind: type[EnumT], value: str, what: str) -> EnumT:
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(kind)
+        raise InvalidArgument(f"{what} is {value!r}; allowed: {allowed}") from None
+
+
+def kv_spec_to_wire(spec: KVSpec) -> worker.KvSpec:
+    return worker.KvSpec(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        key_dim=spec.key_dim,
+        value_dim=spec.value_dim,
+        dtype=spec.dtype,
+    )
+
+
+def kv_spec_from_wire(wire: worker.KvSpec) -> KVSpec:
+    if wire.dtype not in DTYPE_BYTES:
+        raise InvalidArgument(f"KV dtype is {wire.dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    if min(wire.num_layers, wire.num_kv_heads, wire.key_dim) < 1 or wire.value_dim < 0:
+        raise InvalidArgument("KV spec has no layers, heads or dims; allowed: at least 1 of each")
+    return KVSpec(wire.num_layers, wire.num_kv_heads, wire.key_dim, wire.value_dim, wire.dtype)
+
+
+def layout_to_wire(layout: ParallelLayout) -> worker.Layout:
+    return worker.Layout(tp=layout.tp, pp=layout.pp, ep=layout.ep, dp=layout.dp)
+
+
+def layout_from_wire(wire: worker.Layout) -> ParallelLayout:
+    if min(wire.tp, wire.pp, wire.ep, wire.dp) < 1:
+        raise InvalidArgument("a layout has a size below 1; allowed: tp, pp, ep, dp from 1")
+    return ParallelLayout(wire.tp, wire.pp, wire.ep, wire.dp)
+
+
+def model_to_wire(model: m.ModelInfo) -> worker.Model:
+    return worker.Model(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        dtype=model.dtype,
+        context_tokens=model.context_tokens,
+        vocab_size=model.vocab_size,
+        eos_ids=model.eos_ids,
+        kv=kv_spec_to_wire(model.kv),
+    )
+
+
+def model_from_wire(wire: worker.Model) -> m.ModelInfo:
+    return m.ModelInfo(
+        wire.name,
+        wire.fingerprint,
+        wire.architecture,
+        wire.dtype,
+        wire.context_tokens,
+        wire.vocab_size,
+        tuple(wire.eos_ids),
+        kv_spec_from_wire(wire.kv),
+    )
+
+
+def endpoints_to_wire(endpoints: Iterable[m.RankEndpoint]) -> list[worker.RankEndpoint]:
+    return [worker.RankEndpoint(rank=e.rank, address=e.address) for e in endpoints]
+
+
+def endpoints_from_wire(wire: Iterable[worker.RankEndpoint]) -> tuple[m.RankEndpoint, ...]:
+    return tuple(m.RankEndpoint(e.rank, e.address) for e in wire)
+
+
+def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
+    return worker.Welcome(
+        worker_id=info.worker_id,
+        epoch=info.epoch,
+        role=info.role.value,
+        address=info.address,
+        model=model_to_wire(info.model),
+        layout=layout_to_wire(info.layout),
+        endpoints=endpoints_to_wire(info.endpoints),
+        block_tokens=info.block_tokens,
+        num_blocks=info.num_blocks,
+        running_max=info.running_max,
+        protocol_version=info.protocol_version,
+    )
+
+
+def welcome_from_wire(wire: worker.Welcome) -> m.WorkerInfo:
+    return m.WorkerInfo(
+        worker_id=wire.worker_id,
+        epoch=wire.epoch,
+        role=enum_from_wire(Role, wire.role, "role"),
+        address=wire.address,
+        model=model_from_wire(wire.model),
+        layout=layout_from_wire(wire.layout),
+        endpoints=endpoints_from_wire(wire.endpoints),
+        block_tokens=wire.block_tokens,
+        num_blocks=wire.num_blocks,
+        running_max=wire.running_max,
+        protocol_version=wire.protocol_version,
+    )
+
+
+def ticket_to_wire(ticket: m.Ticket) -> worker.Ticket:
+    return worker.Ticket(
+        transfer_id=ticket.transfer_id,
+        worker_id=ticket.worker_id,
+        epoch=ticket.epoch,
+        endpoints=endpoints_to_wire(ticket.endpoints),
+        layout=layout_to_wire(ticket.layout),
+        kv=kv_spec_to_wire(ticket.kv),
+        fingerprint=ticket.fingerprint,
+        block_tokens=ticket.block_tokens,
+        first_block=ticket.first_block,
+        num_blocks=ticket.num_blocks,
+        lease_s=ticket.lease_s,
+    )
+
+
+def ticket_from_wire(wire: worker.Ticket) -> m.Ticket:
+    return m.Ticket(
+        transfer_id=wire.transfer_id,
+        worker_id=wire.worker_id,
+        epoch=wire.epoch,
+        endpoints=endpoints_from_wire(wire.endpoints),
+        layout=layout_from_wire(wire.layout),
+        kv=kv_spec_from_wire(wire.kv),
+        fingerprint=wire.fingerprint,
+        block_tokens=wire.block_tokens,
+        first_block=wire.first_block,
+        num_blocks=wire.num_blocks,
+        lease_s=wire.lease_s,
+    )

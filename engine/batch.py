@@ -1,0 +1,148 @@
+"""One engine step laid out as tensors.
+
+The rows' tokens are laid end to end and cut into tiles. The model runs a tile through a whole
+layer before it turns to the next one, so that what passes between two products stays in the
+processor's cache. A tile's queries may see its own keys and those of tiles before it, which is
+all that causal attention asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eastwest.ports import StepRow
+from engine.attention import Segment, SegmentPlanner, Span, slot_runs
+
+Segments = Mapping[int | None, Sequence[Segment]]  # by window
+
+# Rows whose slots lie this many together on average are copied run by run.
+_COPIED_RUN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Tokens ``[first, first + count)`` of the batch; T counts them from 0 here.
+
+    runs: ``(T index, first slot, count)`` of where their KV goes. slots: the same, ``[T]``.
+    sampled: T indices of the tokens that are a sampling row's last. segments: of all
+    queries; last: of the sampled ones alone.
+    """
+
+    first: int
+    count: int
+    runs: tuple[tuple[int, int, int], ...]
+    slots: torch.Tensor
+    sampled: torch.Tensor
+    segments: Segments
+    last: Segments
+
+    def store(self, pool: torch.Tensor, kv: torch.Tensor) -> None:
+        """Put ``kv [T, H, D]`` into ``pool [H, S, D]``."""
+        kv = kv.transpose(0, 1)
+        if self.count < _COPIED_RUN * len(self.runs):
+            pool.index_copy_(1, self.slots, kv)
+            return
+        for index, slot, count in self.runs:
+            pool[:, slot : slot + count] = kv[:, index : index + count]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """tokens, positions: ``[all tokens]``."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    tiles: tuple[Tile, ...]
+
+
+class BatchPlanner:
+    """Makes batches for one model and pool. `pool` lends its dtype and device."""
+
+    def __init__(
+        self,
+        block_tokens: int,
+        group: int,
+        windows: frozenset[int | None],
+        tile_rows: int,
+        pool: torch.Tensor,
+    ) -> None:
+        self._block_tokens = block_tokens
+        self._group = group
+        self._windows = windows
+        self._tile_rows = tile_rows
+        self._pool = pool
+
+    def plan(self, rows: Sequence[StepRow]) -> Batch:
+        """Rows are checked: each has tokens, and blocks for all its positions."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        for row in rows:
+            end = row.start + len(row.tokens)
+            assert row.tokens, "a row needs at least one token"
+            assert row.start >= 0
+            assert len(row.blocks) * self._block_tokens >= end, "a row's blocks must cover it"
+            tokens += row.tokens
+            positions += range(row.start, end)
+        keys_max = 1 + max(positions)
+        planners = {
+            window: SegmentPlanner(
+                self._block_tokens, self._group, window, keys_max, self._pool
+            )
+            for window in self._windows
+        }
+        return Batch(
+            self._indices(tokens),
+            self._indices(positions),
+            tuple(self._tile(*cut, planners) for cut in self._cuts(rows)),
+        )
+
+    def _cuts(self, rows: Sequence[StepRow]) -> Iterator[tuple[int, list[Span], list[Span]]]:
+        """``(first token, spans, spans of sampled tokens)`` of each tile; spans count from 0."""
+        first, count = 0, 0
+        spans: list[Span] = []
+        last: list[Span] = []
+        for row in rows:
+            done = 0
+            while done < len(row.tokens):
+                if count == self._tile_rows:
+                    yield first, spans, last
+                    first, count, spans, last = first + count, 0, [], []
+                taken = min(self._tile_rows - count, len(row.tokens) - done)
+                spans.append(Span(count, row.start + done, taken, row.blocks))
+                count, done = count + taken, done + taken
+            if row.sample is not None:
+                last.append(Span(count - 1, row.start + done - 1, 1, row.blocks))
+        yield first, spans, last
+
+    def _tile(
+        self,
+        first: int,
+        spans: Sequence[Span],
+        last: Sequence[Span],
+        planners: Mapping[int | None, SegmentPlanner],
+    ) -> Tile:
+        runs = tuple(
+            (index, slot, count) for span in spans for index, slot, count in self._written(span)
+        )
+        return Tile(
+            first,
+            sum(span.count for span in spans),
+            runs,
+            self._indices([s for _, slot, count in runs for s in range(slot, slot + count)]),
+            self._indices([span.first for span in last]),
+            {w: [s for span in spans for s in p.plan(span)] for w, p in planners.items()},
+            {w: [s for span in last for s in p.plan(span)] for w, p in planners.items()},
+        )
+
+    def _written(self, span: Span) -> Iterator[tuple[int, int, int]]:
+        index = span.first
+        end = span.start + span.count
+        for slot, count in slot_runs(span.blocks, self._block_tokens, span.start, end):
+            yield index, slot, count
+            index += count
+
+    def _indices(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._pool.device)

@@ -1,0 +1,143 @@
+"""The wire. Invariants:
+
+1. from_wire(to_wire(x)) == x for every command, event and description of a worker.
+2. Bytes survive: the same through serialisation.
+3. A newer peer's unknown fields are ignored on the control stream.
+4. An unknown enum value is `InvalidArgument`, not a crash.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eastwest import wire
+from eastwest.errors import ErrorCode, InvalidArgument, Phase
+from eastwest.layout import KVSpec, ParallelLayout
+from eastwest.messages import (
+    Abort,
+    Command,
+    Event,
+    Failed,
+    FirstStep,
+    Heartbeat,
+    Load,
+    ModelInfo,
+    Prefill,
+    Prefilled,
+    RankEndpoint,
+    Reserve,
+    Reserved,
+    SequenceOutput,
+    Stepped,
+    Ticket,
+    WorkerInfo,
+)
+from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, TopLogprob
+from eastwest.v1 import worker_pb2
+
+TEXT = st.text(max_size=12)
+COUNT = st.integers(0, 2**31 - 1)
+SIZE = st.integers(1, 2**31 - 1)
+NS = st.integers(0, 2**62)
+IDS = st.lists(st.integers(0, 2**32 - 1), max_size=6).map(tuple)
+FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+
+SAMPLING = st.builds(
+    SamplingParams,
+    temperature=FLOAT,
+    top_p=FLOAT,
+    top_k=COUNT,
+    min_p=FLOAT,
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    repetition_penalty=FLOAT,
+    presence_penalty=FLOAT,
+    frequency_penalty=FLOAT,
+    stop=st.lists(TEXT, max_size=3).map(tuple),
+    stop_token_ids=IDS,
+    max_tokens=st.none() | COUNT,
+    min_tokens=COUNT,
+    ignore_eos=st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+)
+TOKEN = st.builds(
+    SampledToken,
+    token=st.integers(0, 2**32 - 1),
+    logprob=st.none() | FLOAT,
+    top=st.lists(st.builds(TopLogprob, st.integers(0, 2**32 - 1), FLOAT), max_size=3).map(tuple),
+)
+KV = st.builds(
+    KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(["float32", "bfloat16", "float16"])
+)
+LAYOUT = st.builds(ParallelLayout, SIZE, SIZE, SIZE, SIZE)
+ENDPOINTS = st.lists(st.builds(RankEndpoint, COUNT, TEXT), max_size=3).map(tuple)
+TICKET = st.builds(
+    Ticket, TEXT, TEXT, NS, ENDPOINTS, LAYOUT, KV, TEXT, COUNT, COUNT, COUNT, FLOAT
+)
+COMMANDS = st.one_of(
+    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, FLOAT),
+    st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT),
+    st.builds(Abort, TEXT),
+    st.just(Heartbeat()),
+)
+FINISH = st.none() | st.sampled_from(FinishReason)
+OUTPUT = st.builds(
+    SequenceOutput,
+    TEXT,
+    st.lists(TOKEN, max_size=3).map(tuple),
+    FINISH,
+    st.none() | st.builds(FirstStep, NS, NS, NS, NS, NS),
+)
+EVENTS = st.one_of(
+    st.builds(Reserved, TEXT, TICKET, COUNT, COUNT),
+    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
+    st.builds(Stepped, st.lists(OUTPUT, max_size=3).map(tuple)),
+    st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
+    st.builds(Load, *[COUNT] * 11, st.booleans()),
+)
+MODEL = st.builds(ModelInfo, TEXT, TEXT, TEXT, TEXT, SIZE, SIZE, IDS, KV)
+INFO = st.builds(
+    WorkerInfo, TEXT, NS, st.sampled_from(Role), TEXT, MODEL, LAYOUT, ENDPOINTS, SIZE, SIZE, SIZE,
+    SIZE,
+)  # fmt: skip
+
+
+@given(COMMANDS)
+def test_1_2_commands_come_back(command: Command) -> None:
+    data = wire.command_to_wire(command).SerializeToString()
+    assert wire.command_from_wire(worker_pb2.Command.FromString(data)) == command
+
+
+@given(EVENTS)
+def test_1_2_events_come_back(event: Event) -> None:
+    data = wire.event_to_wire(event).SerializeToString()
+    assert wire.event_from_wire(worker_pb2.Event.FromString(data)) == event
+
+
+@given(INFO)
+def test_1_2_workers_come_back(info: WorkerInfo) -> None:
+    data = wire.welcome_to_wire(info).SerializeToString()
+    assert wire.welcome_from_wire(worker_pb2.Welcome.FromString(data)) == info
+
+
+@given(COMMANDS, st.binary(max_size=8))
+def test_3_unknown_fields_are_ignored(command: Command, payload: bytes) -> None:
+    unknown = bytes([0xFA, 0x7F, len(payload)]) + payload  # field 2047, length-delimited
+    data = wire.command_to_wire(command).SerializeToString() + unknown
+    assert wire.command_from_wire(worker_pb2.Command.FromString(data)) == command
+
+
+def test_4_unknown_values_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="role is 'king'; allowed: aggregated"):
+        wire.welcome_from_wire(
+            worker_pb2.Welcome(
+                role="king",
+                model={"kv": {"num_layers": 1, "num_kv_heads": 1, "key_dim": 1, "dtype": "float32"}},
+                layout={"tp": 1, "pp": 1, "ep": 1, "dp": 1},
+            )
+        )
+    with pytest.raises(InvalidArgument, match="error code"):
+        wire.event_from_wire(worker_pb2.Event(failed={"code": "x", "phase": "queue"}))
+    with pytest.raises(InvalidArgument, match="empty"):
+        wire.command_from_wire(worker_pb2.Command())
