@@ -7,5 +7,6 @@ measured in the same run, alternating, medians.
 engine       the engine against transformers, same dtype and threads
 kv_transfer  KV over gRPC against a raw TCP socket
 kv_store     the offline store against a raw socket to the same server; resume against recompute
+resume       (part of kv_store) a stored session against recomputing it
 serving      disaggregated against aggregated, on the same cores
 """

@@ -14,7 +14,8 @@ from eastwest.ports import BlockStore, Buffer, KVMemory
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = 32 << 20
+# Small enough that the buffers of the next batch are the warm ones of the last.
+BATCH_BYTES = 8 << 20
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -43,6 +44,7 @@ async def load_stored(
             loaded += len(payloads)
             if loaded < stop:
                 break
+        await store.touch(hashes[:loaded])
     except StoreUnavailable as error:
         log.warning("stored KV is computed instead of loaded: %s", error.message)
     return loaded

@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from eastwest.testing.engine import VOCAB
+
+
+# Machines that run the tests are busy; no example may fail for being slow.
+settings.register_profile("eastwest", deadline=None)
+settings.load_profile("eastwest")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +33,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% if message.role == 'assistant' %}\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    settings = {"chat_template": template, "eos_token": "<end>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    config = {"chat_template": template, "eos_token": "<end>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory

@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.errors import CorruptData, InvalidArgument
+from eastwest.ports import Buffer
 from eastwest.v1 import kv_transfer_pb2 as wire
 from kv_transfer.frame_codec import HEADER_BYTES_MAX, Header, decode, encode, message_bytes
 from kv_transfer.plan import Region
@@ -46,7 +49,7 @@ def test_a_frame_comes_back_as_it_went(header: Header, payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b).data])
-def test_any_buffer_can_be_a_payload(kind: type) -> None:
+def test_any_buffer_can_be_a_payload(kind: Callable[[bytes], Buffer]) -> None:
     payload = bytes(range(64))
     header = Header("t", 1, 0, Region(range(1), range(1), range(1)))
     assert decode(encode(header, kind(payload))).payload == payload
@@ -85,12 +88,11 @@ def noticed(message: bytes) -> bool:
         return True
 
 
-@untimed
-@given(st.integers(0, 8 * len(SAMPLE) - 1))
-def test_any_flipped_bit_is_noticed(bit: int) -> None:
-    damaged = bytearray(SAMPLE)
-    damaged[bit // 8] ^= 1 << bit % 8
-    assert noticed(bytes(damaged))
+def test_any_flipped_bit_is_noticed() -> None:
+    for bit in range(8 * len(SAMPLE)):
+        damaged = bytearray(SAMPLE)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert noticed(bytes(damaged)), f"bit {bit}"
 
 
 def test_any_truncation_is_refused() -> None:
