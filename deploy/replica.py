@@ -169,6 +169,7 @@ class Replica:
             block_tokens=self._engine.kv.block_tokens,
             num_blocks=self._engine.kv.num_blocks,
             running_max=self._pool.running_max,
+            step_tokens=self._pool.step_tokens,
         )
         await self._server.start()
         self._spawn(self._loop.run(), "steps")
@@ -231,7 +232,7 @@ class Replica:
         spiller = self._decode.spiller
         return Load(
             free_blocks=pool.free_blocks,
-            cached_blocks=pool.cached_blocks,
+            cached_blocks=pool.cached_blocks + self._decode.spillable_blocks(),
             num_blocks=pool.num_blocks,
             running=self._decode.running,
             waiting=self._decode.waiting + self._prefill.waiting,

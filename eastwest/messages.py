@@ -46,7 +46,7 @@ class WorkerInfo:
     """What a worker says of itself when a router connects.
 
     epoch: this incarnation; larger than that of any former one with the same worker_id.
-    address: ``host:port`` of its gRPC server.
+    address: ``host:port`` of its gRPC server. step_tokens: most prompt tokens in one step.
     """
 
     worker_id: str
@@ -59,6 +59,7 @@ class WorkerInfo:
     block_tokens: int
     num_blocks: int
     running_max: int
+    step_tokens: int
     protocol_version: int = PROTOCOL_VERSION
 
 

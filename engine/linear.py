@@ -5,7 +5,7 @@ A `Linear` computes ``x @ weight.T + bias`` for ``x`` of shape ``[T, K]``. The f
 - `PanelLinear`, float32 on CPUs: the matrix cut into panels of columns that stay in the
   second-level cache, multiplied as one batch. Against a plain matrix measured 5 to 10 % faster
   for hundreds of rows and 1.3 to 2 times for 2 to 64;
-- `PackedLinear`, bfloat16 on CPUs that compute in it: blocked by oneDNN at load;
+- `PackedLinear`, huge matrices, and bfloat16 on CPUs that compute in it: blocked by oneDNN;
 - `WidenedLinear`, bfloat16 on CPUs that do not: many rows are multiplied in float32;
 - `DenseLinear`: a plain matrix, multiplied by torch, for all else (GPUs);
 - `engine.quantize.Int8Linear`.
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 WIDEN_ROWS = 16
 # Columns of one panel.
 _PANEL = 192
+# From this size on (an output head's), oneDNN is the faster one for decode batches.
+_HUGE_ELEMENTS = 1 << 24
 # Widened at a time: enough to keep the product efficient, little enough to stay in the cache.
 _SLICE_ELEMENTS = 1 << 19
 
@@ -128,13 +130,13 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linea
 
     Takes `weight` over: the caller must not use it afterwards.
     """
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return DenseLinear(weight, bias)
     if weight.dtype == torch.bfloat16 and not cpu_computes_bfloat16():
         return WidenedLinear(weight, bias)
-    if weight.dtype == torch.float32:
+    if weight.dtype == torch.float32 and weight.numel() < _HUGE_ELEMENTS:
         return PanelLinear(weight, bias)
-    if weight.dtype == torch.bfloat16 and _has_onednn():
+    if _has_onednn():
         return PackedLinear(weight, bias)
     return DenseLinear(weight, bias)
 

@@ -54,6 +54,10 @@ class Model:
             _Layer(layer, pool[0], pool[1], window)
             for layer, pool, window in zip(weights.layers, kv.pool, windows, strict=True)
         ]
+        self._norm_floor = {
+            size: torch.tensor((size * config.norm_eps) ** 0.5, device=kv.pool.device)
+            for size in (config.hidden_size, config.head_dim)
+        }
         self._frequencies = inverse_frequencies(config).to(kv.pool.device)
         self._planner = BatchPlanner(
             kv.block_tokens, config.group, frozenset(windows), tile_rows, kv.pool
@@ -112,7 +116,11 @@ class Model:
         weights.down.add_to(hidden, F.silu(gate).mul_(up))
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Root mean square normalisation over the last dim, computed in float32."""
-        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = lengths.square_().div_(x.shape[-1]).add_(self._config.norm_eps).rsqrt_()
-        return (x * scale).to(x.dtype).mul_(weight)
+        """Root mean square normalisation over the last dim, its statistics in float32.
+
+        ``x / sqrt(mean(x^2) + eps)`` as ``x * sqrt(n) / hypot(norm(x), sqrt(n * eps))``, which
+        is few and fast operations; the weights carry the factor ``sqrt(n)``.
+        """
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        normed = x / torch.hypot(length, self._norm_floor[x.shape[-1]])
+        return normed.to(x.dtype).mul_(weight)

@@ -33,7 +33,8 @@ class TensorSource(Protocol):
 class LayerWeights:
     """qkv: query, key and value heads below each other. gate_up: both halves likewise.
 
-    qk_norm: ``[query heads + KV heads, D]``, None where the architecture has none.
+    Norms carry the root of their size as a factor; see `engine.model`. qk_norm:
+    ``[query heads + KV heads, D]``, None where the architecture has none.
     """
 
     attention_norm: torch.Tensor
@@ -119,7 +120,7 @@ class WeightLoader:
             yield self._layer(f"model.layers.{index}.")
 
     def norm(self) -> torch.Tensor:
-        return self._ready(self._source.tensor("model.norm.weight"))
+        return self._norm("model.norm.weight")
 
     def head(self) -> Linear:
         name = "model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"
@@ -134,11 +135,11 @@ class WeightLoader:
         qkv = [(f"{attention}q_proj", query), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)]
         gate_up = [(f"{mlp}gate_proj", ffn), (f"{mlp}up_proj", ffn)]
         return LayerWeights(
-            self._ready(self._source.tensor(f"{prefix}input_layernorm.weight")),
+            self._norm(f"{prefix}input_layernorm.weight"),
             self._fused(qkv, config.qkv_bias),
             self._qk_norm(attention) if config.qk_norm else None,
             self._columns(f"{attention}o_proj", query, config.output_bias),
-            self._ready(self._source.tensor(f"{prefix}post_attention_layernorm.weight")),
+            self._norm(f"{prefix}post_attention_layernorm.weight"),
             self._fused(gate_up, config.mlp_bias),
             self._columns(f"{mlp}down_proj", ffn, config.mlp_bias),
         )
@@ -160,10 +161,15 @@ class WeightLoader:
         return torch.cat([self._ready(self._source.tensor(name)[rows]) for name, rows in parts])
 
     def _qk_norm(self, attention: str) -> torch.Tensor:
-        query = self._ready(self._source.tensor(f"{attention}q_norm.weight"))
-        key = self._ready(self._source.tensor(f"{attention}k_norm.weight"))
+        query = self._norm(f"{attention}q_norm.weight")
+        key = self._norm(f"{attention}k_norm.weight")
         queries, keys = len(self._part.query_heads), len(self._part.kv_heads)
         return torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
+
+    def _norm(self, name: str) -> torch.Tensor:
+        """A norm's weight times the root of its size; see `engine.model.Model._norm`."""
+        weight = self._source.tensor(name).float()
+        return self._ready(weight * len(weight) ** 0.5)
 
     def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
         # Always a copy: one view that stays would keep the whole file mapped and resident.

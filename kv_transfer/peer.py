@@ -87,8 +87,8 @@ class PushStream:
         with _typed_errors():
             try:
                 await self._call.write(frame)
-            except asyncio.InvalidStateError:
-                # The receiver ended the call: its status says why.
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                # The receiver ended the call. Its own status, unlike that of the write, says why.
                 await self._call
 
     async def finish(self) -> wire.PushReceipt:

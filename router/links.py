@@ -245,6 +245,7 @@ def check_welcome(info: WorkerInfo, worker_id: str, last_epoch: int) -> None:
         "block_tokens": info.block_tokens,
         "num_blocks": info.num_blocks,
         "running_max": info.running_max,
+        "step_tokens": info.step_tokens,
         "context_tokens": model.context_tokens,
         "vocab_size": model.vocab_size,
     }

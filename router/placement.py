@@ -15,6 +15,10 @@ from router.fleet import Worker
 from router.requests import Request
 
 
+# Prompt tokens that may wait at a prefill worker, in steps of it.
+STEPS_AHEAD = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Who serves a request; one and the same worker where that is aggregated.
@@ -57,6 +61,15 @@ def has_room(worker: Worker, blocks: int) -> bool:
     return may_ask and blocks <= worker.info.num_blocks
 
 
+def takes_prompt(worker: Worker) -> bool:
+    """Whether a prompt should be placed on this prefill worker now, rather than wait here.
+
+    It is kept busy with a step ahead of the one that runs, so that reservations are made while it
+    computes; any more would only pin memory on decode workers.
+    """
+    return worker.prompt_tokens < STEPS_AHEAD * worker.info.step_tokens
+
+
 class LeastLoaded:
     """Fewest sequences to share decode steps with, then fewest prompt tokens to wait for, then
     most free blocks, then the lesser name."""
@@ -64,7 +77,7 @@ class LeastLoaded:
     def place(self, request: Request, workers: Sequence[Worker]) -> Placement | None:
         prefill: dict[str, Worker] = {}
         for worker in workers:
-            if worker.info.role is Role.PREFILL:
+            if worker.info.role is Role.PREFILL and takes_prompt(worker):
                 best = prefill.get(worker.kind)
                 if best is None or _prefill_load(worker) < _prefill_load(best):
                     prefill[worker.kind] = worker
@@ -72,7 +85,7 @@ class LeastLoaded:
         least = None
         for worker in workers:
             source = worker if worker.info.role is Role.AGGREGATED else prefill.get(worker.kind)
-            if source is None or not worker.decodes:
+            if source is None or not worker.decodes or not takes_prompt(source):
                 continue
             load = _load(source, worker)
             if least is None or load < least:

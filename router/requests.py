@@ -1,7 +1,7 @@
 """What enters and leaves the router's scheduler: requests, actions, outcomes.
 
 The scheduler is plain synchronous code: it is told what happened and the time, and returns
-actions. The shell (`router.server`) performs them and owns every socket, stream and timer.
+actions. The shell (`router.shell`) performs them and owns every socket, stream and timer.
 """
 
 from __future__ import annotations

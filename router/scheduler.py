@@ -242,7 +242,7 @@ class Scheduler:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
                 worker.refused_until_ns = now_ns + self._heartbeat_ns
-        return self._follow(life, now_ns) or isinstance(event, Reserved)
+        return self._follow(life, now_ns) or isinstance(event, Reserved | Prefilled)
 
     def _lose(
         self,

@@ -118,11 +118,11 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         """See worker.proto."""
         info = self._info()
-        router_id = None
+        router_id, outbox = "", None
         tasks: list[asyncio.Task[None]] = []
         try:
             router_id = await self._hello(request_iterator)
-            outbox = self._outboxes[router_id] = _Outbox()
+            outbox = self._take_over(router_id)
             welcome = worker_pb2.WorkerMessage(welcome=wire.welcome_to_wire(info))
             await context.write(welcome)
             tasks = [
@@ -139,8 +139,8 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         finally:
             for task in tasks:
                 task.cancel()
-            if router_id is not None:
-                self._outboxes.pop(router_id, None)
+            if outbox is not None and self._outboxes.get(router_id) is outbox:
+                del self._outboxes[router_id]
                 self._handler.router_gone(router_id)
 
     async def Audit(  # noqa: N802 - named by the .proto
@@ -163,6 +163,16 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
             transfers_open=self._handler.transfers_open,
         )
 
+    def _take_over(self, router_id: str) -> _Outbox:
+        """The router's stream from here on. One that it still has is broken, whether it knows or
+        not, and what was owned through it is ended."""
+        former = self._outboxes.get(router_id)
+        if former is not None:
+            former.break_off(Unavailable("the router has connected anew"))
+            self._handler.router_gone(router_id)
+        outbox = self._outboxes[router_id] = _Outbox()
+        return outbox
+
     async def _hello(self, messages: AsyncIterator[worker_pb2.RouterMessage]) -> str:
         message = await anext(aiter(messages), None)
         if message is None or message.WhichOneof("message") != "hello":
@@ -175,8 +185,6 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
             )
         if not hello.router_id:
             raise InvalidArgument("hello.router_id is empty; allowed: a unique router id")
-        if hello.router_id in self._outboxes:
-            raise InvalidArgument(f"router {hello.router_id} is connected already")
         return hello.router_id
 
     async def _read(

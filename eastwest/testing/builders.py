@@ -30,6 +30,7 @@ def a_worker(
     num_blocks: int = 1024,
     block_tokens: int = 16,
     running_max: int = 64,
+    step_tokens: int = 1_000_000,
     model: ModelInfo | None = None,
 ) -> WorkerInfo:
     """A worker of one rank."""
@@ -44,6 +45,7 @@ def a_worker(
         block_tokens=block_tokens,
         num_blocks=num_blocks,
         running_max=running_max,
+        step_tokens=step_tokens,
     )
 
 

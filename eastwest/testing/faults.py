@@ -68,19 +68,19 @@ async def reverse_frames(frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, 
 class HoldFrames:
     """Lets `passed` frames through, then holds the others back until `gate` is set.
 
-    held: set once a frame is being held back.
+    held: set once a frame is being held back. seen: frames so far, held ones included.
     """
 
     def __init__(self, passed: int = 0) -> None:
         self.gate = asyncio.Event()
         self.held = asyncio.Event()
         self._passed = passed
-        self._seen = 0
+        self.seen = 0
 
     async def __call__(self, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         async for frame in frames:
-            self._seen += 1
-            if self._seen > self._passed:
+            self.seen += 1
+            if self.seen > self._passed:
                 self.held.set()
                 await self.gate.wait()
             yield frame

@@ -98,7 +98,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., events: _Optional[_Union[Events, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "endpoints", "block_tokens", "num_blocks", "running_max", "protocol_version")
+    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "endpoints", "block_tokens", "num_blocks", "running_max", "protocol_version", "step_tokens")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class Welcome(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_MAX_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -121,7 +122,8 @@ class Welcome(_message.Message):
     num_blocks: int
     running_max: int
     protocol_version: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+    step_tokens: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ..., step_tokens: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "fingerprint", "architecture", "dtype", "context_tokens", "vocab_size", "eos_ids", "kv")

@@ -97,6 +97,7 @@ def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
         block_tokens=info.block_tokens,
         num_blocks=info.num_blocks,
         running_max=info.running_max,
+        step_tokens=info.step_tokens,
         protocol_version=info.protocol_version,
     )
 
@@ -113,6 +114,7 @@ def welcome_from_wire(wire: worker.Welcome) -> m.WorkerInfo:
         block_tokens=wire.block_tokens,
         num_blocks=wire.num_blocks,
         running_max=wire.running_max,
+        step_tokens=wire.step_tokens,
         protocol_version=wire.protocol_version,
     )
 

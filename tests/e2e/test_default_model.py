@@ -122,9 +122,7 @@ async def test_a_killed_prefill_worker_is_replaced_and_the_request_retried(
 ) -> None:
     prompt = prompt_of(170)[3:]
     placed = deployment.supervisor.workers()["prefill-0"]
-    waiting = asyncio.ensure_future(
-        client.generate(prompt, temperature=0.0, max_tokens=6).result()
-    )
+    waiting = asyncio.ensure_future(client.generate(prompt, temperature=0.0, max_tokens=6).result())
     while (await client.loads()).active == 0:  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0.002)
     os.kill(placed.pid, signal.SIGKILL)

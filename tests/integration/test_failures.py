@@ -152,9 +152,7 @@ async def test_a_deadline_names_the_phase_it_passed_in(tiny_model_dir: Path, pha
         # Longer ones for machines that need more time to get as far as the phase.
         for timeout_s in (1.0, 5.0, 25.0):
             arrived = asyncio.ensure_future(held.arrived())
-            generation = held.rig.client.generate(
-                a_prompt(40), max_tokens=40, timeout_s=timeout_s
-            )
+            generation = held.rig.client.generate(a_prompt(40), max_tokens=40, timeout_s=timeout_s)
             with pytest.raises(DeadlineExceeded) as caught:
                 await generation
             if arrived.done():

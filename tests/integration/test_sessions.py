@@ -40,9 +40,7 @@ async def a_stored_rig(
         )  # fmt: skip
         sessions = open_session_store(store_config, valkey.url, clock)
         try:
-            async with a_rig(
-                model_dir, config=config, store=blocks, sessions=sessions
-            ) as rig:
+            async with a_rig(model_dir, config=config, store=blocks, sessions=sessions) as rig:
                 yield rig
         finally:
             await sessions.close()
@@ -58,9 +56,7 @@ async def test_a_session_spills_and_resumes_on_a_new_worker(
 ) -> None:
     async with a_stored_rig(tiny_model_dir, valkey) as rig:
         prompt, more = a_prompt(60), a_prompt(21, seed=3)
-        first = await rig.client.generate(
-            prompt, session="s", temperature=0.0, max_tokens=12
-        )
+        first = await rig.client.generate(prompt, session="s", temperature=0.0, max_tokens=12)
         await rig.until(lambda: spilled(rig) == 1)
         await rig.start("decode-1", Role.DECODE)
         await rig.stop("decode-0")
@@ -76,14 +72,10 @@ async def test_a_session_spills_and_resumes_on_a_new_worker(
         assert second.usage.computed_tokens < len(whole) - 59
 
 
-async def test_an_unknown_session_is_refused(
-    tiny_model_dir: Path, valkey: EmbeddedValkey
-) -> None:
+async def test_an_unknown_session_is_refused(tiny_model_dir: Path, valkey: EmbeddedValkey) -> None:
     async with a_stored_rig(tiny_model_dir, valkey) as rig:
         with pytest.raises(NotFound, match="unknown"):
-            await rig.client.generate(
-                a_prompt(5), session="unknown", must_exist=True, max_tokens=1
-            )
+            await rig.client.generate(a_prompt(5), session="unknown", must_exist=True, max_tokens=1)
 
 
 async def test_serving_goes_on_while_the_store_is_down_and_uses_it_again(

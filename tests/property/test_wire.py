@@ -67,14 +67,10 @@ TOKEN = st.builds(
     logprob=st.none() | FLOAT,
     top=st.lists(st.builds(TopLogprob, st.integers(0, 2**32 - 1), FLOAT), max_size=3).map(tuple),
 )
-KV = st.builds(
-    KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(["float32", "bfloat16", "float16"])
-)
+KV = st.builds(KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(["float32", "bfloat16", "float16"]))
 LAYOUT = st.builds(ParallelLayout, SIZE, SIZE, SIZE, SIZE)
 ENDPOINTS = st.lists(st.builds(RankEndpoint, COUNT, TEXT), max_size=3).map(tuple)
-TICKET = st.builds(
-    Ticket, TEXT, TEXT, NS, ENDPOINTS, LAYOUT, KV, TEXT, COUNT, COUNT, COUNT, FLOAT
-)
+TICKET = st.builds(Ticket, TEXT, TEXT, NS, ENDPOINTS, LAYOUT, KV, TEXT, COUNT, COUNT, COUNT, FLOAT)
 COMMANDS = st.one_of(
     st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, FLOAT),
     st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT),
@@ -99,7 +95,7 @@ EVENTS = st.one_of(
 MODEL = st.builds(ModelInfo, TEXT, TEXT, TEXT, TEXT, SIZE, SIZE, IDS, KV)
 INFO = st.builds(
     WorkerInfo, TEXT, NS, st.sampled_from(Role), TEXT, MODEL, LAYOUT, ENDPOINTS, SIZE, SIZE, SIZE,
-    SIZE,
+    SIZE, SIZE,
 )  # fmt: skip
 
 
@@ -133,7 +129,9 @@ def test_4_unknown_values_are_refused() -> None:
         wire.welcome_from_wire(
             worker_pb2.Welcome(
                 role="king",
-                model={"kv": {"num_layers": 1, "num_kv_heads": 1, "key_dim": 1, "dtype": "float32"}},
+                model={
+                    "kv": {"num_layers": 1, "num_kv_heads": 1, "key_dim": 1, "dtype": "float32"}
+                },
                 layout={"tp": 1, "pp": 1, "ep": 1, "dp": 1},
             )
         )

@@ -1,0 +1,170 @@
+"""The KvTransfer port against clients that are not ours: typed statuses, and it goes on serving."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import pytest
+
+from eastwest.rpc import CODE_KEY
+from eastwest.v1 import kv_transfer_pb2 as wire
+from kv_transfer.frame_codec import Header, encode
+from kv_transfer.plan import Region
+from kv_transfer.service import CORRUPT_FRAMES_MAX
+from tests.integration.kv_pair import EPOCH, SPEC, TOKEN, WAIT_S, Pair, a_pair
+
+ONE_BLOCK = Region(range(1), range(1), range(2))
+
+
+def open_push(
+    channel: grpc.aio.Channel, requests: AsyncIterator[bytes] | None = None
+) -> grpc.aio.StreamUnaryCall[bytes, bytes]:
+    method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
+        "/eastwest.v1.KvTransfer/Push"
+    )
+    return method(requests, timeout=WAIT_S)
+
+
+class RawClient:
+    """Sends any bytes to any method."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def push(self, *messages: bytes) -> wire.PushReceipt:
+        async def requests() -> AsyncIterator[bytes]:
+            for message in messages:
+                yield message
+
+        receipt = await open_push(self._channel, requests())
+        return wire.PushReceipt.FromString(receipt)
+
+    async def call(self, name: str, request: bytes) -> bytes:
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/eastwest.v1.KvTransfer/{name}"
+        )
+        answer: bytes = await method(request, timeout=WAIT_S)
+        return answer
+
+
+@asynccontextmanager
+async def a_raw_client(pair: Pair) -> AsyncIterator[RawClient]:
+    """Ends by asserting that an honest transfer still works."""
+    async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+        yield RawClient(channel)
+    await pair.begin_ready(pair.reserve()).finish(TOKEN, finished=False)
+
+
+def a_message(region: Region = ONE_BLOCK, transfer_id: str = "t1") -> bytes:
+    tokens = len(region.blocks) * 16
+    payload = bytes(SPEC.slice_bytes(tokens, len(region.layers), len(region.heads)))
+    return encode(Header(transfer_id, EPOCH, 0, region), payload)
+
+
+def refusal(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> tuple[grpc.StatusCode, object]:
+    metadata = dict(tuple(pair) for pair in error.value.trailing_metadata() or ())
+    return error.value.code(), metadata.get(CODE_KEY)
+
+
+async def test_random_bytes_are_counted_and_harm_nobody() -> None:
+    rng = random.Random(5)
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        ticket = pair.reserve()
+        noise = [rng.randbytes(rng.randrange(200)) for _ in range(CORRUPT_FRAMES_MAX)]
+        receipt = await client.push(*noise, a_message(), a_message())
+        assert receipt.corrupt_frames == CORRUPT_FRAMES_MAX
+        assert (receipt.accepted_frames, receipt.duplicate_frames) == (1, 1)
+        pair.cancel(ticket)
+
+
+async def test_too_much_noise_ends_the_stream() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.push(*[b"noise"] * (CORRUPT_FRAMES_MAX + 1))
+        assert refusal(caught) == (grpc.StatusCode.DATA_LOSS, "corrupt_data")
+
+
+async def test_a_frame_over_the_size_limit_is_refused() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.push(bytes(1 << 20))
+        assert refusal(caught) == (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
+
+
+async def test_a_frame_for_no_transfer_is_not_found() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.push(a_message(transfer_id="t77"))
+        assert refusal(caught) == (grpc.StatusCode.NOT_FOUND, "not_found")
+
+
+@pytest.mark.parametrize("method", ["Commit", "AbortTransfer"])
+async def test_requests_that_are_no_protobuf_are_invalid(method: str) -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.call(method, b"\xff\xff\xff")
+        assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
+
+
+async def test_an_empty_commit_is_of_another_incarnation() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.call("Commit", b"")
+        assert refusal(caught) == (grpc.StatusCode.FAILED_PRECONDITION, "stale_epoch")
+
+
+async def test_a_commit_names_what_is_missing_and_may_be_repeated() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        pair.reserve()
+        request = wire.CommitRequest(transfer_id="t1", epoch=EPOCH)
+        request.first_token.token = TOKEN.token
+        await client.push(a_message(ONE_BLOCK))
+        refused = wire.CommitReceipt.FromString(
+            await client.call("Commit", request.SerializeToString())
+        )
+        assert not refused.committed
+        assert sum(m.layer_count * m.block_count * m.head_count for m in refused.missing) == 46
+        for layer in range(4):
+            one = range(layer, layer + 1)
+            halves = (Region(one, blocks, range(2)) for blocks in (range(3), range(3, 6)))
+            await client.push(*map(a_message, halves))
+        for _ in range(2):
+            answer = await client.call("Commit", request.SerializeToString())
+            assert wire.CommitReceipt.FromString(answer).committed
+
+
+async def test_a_silent_stream_without_a_transfer_is_ended() -> None:
+    async with a_pair(idle_s=0.01) as pair, a_raw_client(pair):
+        async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+            call = open_push(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+        assert refusal(caught) == (grpc.StatusCode.ABORTED, "lease_expired")
+
+
+async def test_a_silent_stream_lives_as_long_as_its_transfer() -> None:
+    asked = asyncio.Event()
+    async with a_pair(idle_s=0.01) as pair, a_raw_client(pair):
+        ticket = pair.reserve()
+        receiver = pair.rank.receiver
+        is_open = receiver.is_open
+
+        def watched(transfer_id: str) -> bool:
+            asked.set()
+            return is_open(transfer_id)
+
+        receiver.is_open = watched  # type: ignore[method-assign]
+        async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+            call = open_push(channel)
+            await call.write(a_message())
+            await asked.wait()
+            assert not call.done()
+            pair.cancel(ticket)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+        assert refusal(caught) == (grpc.StatusCode.ABORTED, "lease_expired")
