@@ -1,8 +1,8 @@
 """One engine step laid out as tensors.
 
-The rows' tokens are laid end to end and cut into tiles. The model runs a tile through a whole
-layer before it turns to the next one, so that what passes between two products stays in the
-processor's cache. A tile's queries may see its own keys and those of tiles before it, which is
+The rows' tokens are laid end to end and cut into tiles of at most `TILE_ROWS`, which bounds the
+memory of a step however many tokens it has. The model runs a tile through a whole layer before it
+turns to the next one: a tile's queries may see its own keys and those of tiles before it, which is
 all that causal attention asks for.
 """
 
@@ -18,6 +18,7 @@ from engine.attention import Segment, SegmentPlanner, Span, slot_runs
 
 Segments = Mapping[int | None, Sequence[Segment]]  # by window
 
+TILE_ROWS = 512
 # Rows whose slots lie this many together on average are copied run by run.
 _COPIED_RUN = 4
 
@@ -66,13 +67,11 @@ class BatchPlanner:
         block_tokens: int,
         group: int,
         windows: frozenset[int | None],
-        tile_rows: int,
         pool: torch.Tensor,
     ) -> None:
         self._block_tokens = block_tokens
         self._group = group
         self._windows = windows
-        self._tile_rows = tile_rows
         self._pool = pool
 
     def plan(self, rows: Sequence[StepRow]) -> Batch:
@@ -107,10 +106,10 @@ class BatchPlanner:
         for row in rows:
             done = 0
             while done < len(row.tokens):
-                if count == self._tile_rows:
+                if count == TILE_ROWS:
                     yield first, spans, last
                     first, count, spans, last = first + count, 0, [], []
-                taken = min(self._tile_rows - count, len(row.tokens) - done)
+                taken = min(TILE_ROWS - count, len(row.tokens) - done)
                 spans.append(Span(count, row.start + done, taken, row.blocks))
                 count, done = count + taken, done + taken
             if row.sample is not None:

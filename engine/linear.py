@@ -21,7 +21,7 @@ import torch.nn.functional as F
 # Above this many rows, widening a slice of the weights costs less than emulated arithmetic.
 WIDEN_ROWS = 16
 # Columns of one panel.
-_PANEL = 192
+_PANEL = 96
 # From this size on (an output head's), oneDNN is the faster one for decode batches.
 _HUGE_ELEMENTS = 1 << 24
 # Widened at a time: enough to keep the product efficient, little enough to stay in the cache.

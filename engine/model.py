@@ -41,10 +41,10 @@ class _Flow:
 
 
 class Model:
-    """A model whose weights and KV are on one device. tile_rows: see `engine.batch`."""
+    """A model whose weights and KV are on one device."""
 
     def __init__(
-        self, config: ArchitectureConfig, weights: ModelWeights, kv: TorchKVMemory, tile_rows: int
+        self, config: ArchitectureConfig, weights: ModelWeights, kv: TorchKVMemory
     ) -> None:
         self._config = config
         self._weights = weights
@@ -59,9 +59,7 @@ class Model:
             for size in (config.hidden_size, config.head_dim)
         }
         self._frequencies = inverse_frequencies(config).to(kv.pool.device)
-        self._planner = BatchPlanner(
-            kv.block_tokens, config.group, frozenset(windows), tile_rows, kv.pool
-        )
+        self._planner = BatchPlanner(kv.block_tokens, config.group, frozenset(windows), kv.pool)
 
     def logits(self, rows: Sequence[StepRow]) -> torch.Tensor:
         """Run a step, writing its KV: ``[rows that sample, vocab]`` float32."""

@@ -26,9 +26,6 @@ from engine.sampling import sample
 from engine.weights import MakeLinear, ModelWeights, RankSlice, WeightLoader
 
 _BLOCKS_MIN = 2
-# Rows that a layer takes at once: on a CPU what its cache holds, else all.
-_TILE_ROWS = 128
-_WHOLE = 1 << 30
 
 
 class TorchEngine:
@@ -89,9 +86,7 @@ def load_engine(
     )
     with torch.inference_mode():
         weights = _load_weights(checkpoint, config, part, model, TORCH_DTYPES[dtype], device)
-    tile_rows = _TILE_ROWS if dtype == "float32" and device.type == "cpu" else _WHOLE
-    forward = Model(config, weights, memory, tile_rows)
-    return TorchEngine(info, layout, memory, forward, pool.threads)
+    return TorchEngine(info, layout, memory, Model(config, weights, memory), pool.threads)
 
 
 def _load_weights(

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from eastwest.errors import Phase
+from eastwest.errors import InternalError, Phase, Unavailable
 from eastwest.rpc import channel_options, error_from_rpc
 from eastwest.v1 import kv_transfer_pb2 as wire
 
@@ -83,13 +83,20 @@ class PushStream:
         self._call.cancel()
 
     async def write(self, frame: bytes) -> None:
-        """Returns when the frame has left this process's queue: one is under way at a time."""
-        with _typed_errors():
-            try:
-                await self._call.write(frame)
-            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                # The receiver ended the call. Its own status, unlike that of the write, says why.
-                await self._call
+        """Returns when the frame has left this process's queue: one is under way at a time.
+
+        Raises what the receiver ended the call with; `Unavailable` where that is not known.
+        """
+        try:
+            with _typed_errors():
+                try:
+                    await self._call.write(frame)
+                except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    await self._call
+        except InternalError as error:
+            # gRPC may put its own complaint about the write in place of the receiver's status.
+            message = f"the stream broke off: {error.message}"
+            raise Unavailable(message, phase=Phase.TRANSFER) from error
 
     async def finish(self) -> wire.PushReceipt:
         """Say that there is no more; what the receiver made of it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from eastwest.errors import (
     InvalidArgument,
     Phase,
     TransferFailed,
+    Unavailable,
 )
 from eastwest.layout import ParallelLayout
 from eastwest.messages import Ticket
@@ -329,15 +330,18 @@ class Push:
         )
 
     async def _send(self, target: _Target, regions: AsyncGenerator[Region, None]) -> None:
-        async with (
-            aclosing(regions),
-            aclosing(self._encoded(target, regions)) as clean,
-            aclosing(self._sender.tap(clean)) as messages,
-            target.peer.push(self._remaining_s()) as stream,
-        ):
-            async for message in messages:
-                await stream.write(message)
-            await stream.finish()
+        """Send frames on a stream of their own. One that breaks off counts as lost frames: the
+        commit finds out whether the receiver is still there, and what it misses."""
+        with suppress(Unavailable):
+            async with (
+                aclosing(regions),
+                aclosing(self._encoded(target, regions)) as clean,
+                aclosing(self._sender.tap(clean)) as messages,
+                target.peer.push(self._remaining_s()) as stream,
+            ):
+                async for message in messages:
+                    await stream.write(message)
+                await stream.finish()
 
     async def _encoded(
         self, target: _Target, regions: AsyncIterator[Region]

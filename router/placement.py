@@ -14,7 +14,6 @@ from eastwest.types import Role
 from router.fleet import Worker
 from router.requests import Request
 
-
 # Prompt tokens that may wait at a prefill worker, in steps of it.
 STEPS_AHEAD = 2
 

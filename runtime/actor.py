@@ -13,7 +13,6 @@ import ray
 from eastwest.errors import EastWestError
 from eastwest.messages import WorkerInfo
 
-
 DEFECT_EXIT = 70
 
 

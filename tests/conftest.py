@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from eastwest.testing.engine import VOCAB
 
-
 # Machines that run the tests are busy; no example may fail for being slow.
 settings.register_profile("eastwest", deadline=None)
 settings.load_profile("eastwest")

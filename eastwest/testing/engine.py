@@ -71,7 +71,7 @@ class SimulatedEngine:
     """Implements `eastwest.ports.Engine`.
 
     While `gate` is cleared, steps after the first `free_steps` wait for it; `held` is set when
-    one does.
+    one does. `fail_next` is raised by the next step.
     """
 
     def __init__(self, num_blocks: int, block_tokens: int, context_tokens: int = 4096) -> None:
@@ -85,9 +85,13 @@ class SimulatedEngine:
         self.held = threading.Event()
         self.steps: list[list[StepRow]] = []
         self.closed = False
+        self.fail_next: Exception | None = None
 
     def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
         self.steps.append(list(rows))
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
         if len(self.steps) > self.free_steps and not self.gate.is_set():
             self.held.set()
             self.gate.wait()

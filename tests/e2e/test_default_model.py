@@ -151,7 +151,8 @@ async def _retried(client: AsyncClient, prompt: Sequence[int]) -> list[int]:
         try:
             completion = await client.generate(prompt, temperature=0.0, max_tokens=6)
         except EastWestError as error:
-            assert error.status.retriable, error
+            if not error.status.retriable:
+                raise
         else:
             return list(completion.token_ids)
 

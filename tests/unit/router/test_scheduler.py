@@ -262,9 +262,7 @@ def test_the_next_wakeup_is_the_earliest_of_deadlines_and_pulse() -> None:
 def test_prompts_wait_in_the_router_rather_than_pin_memory_behind_a_busy_prefill_worker() -> None:
     workers = (a_worker("p0", Role.PREFILL, step_tokens=200), a_worker("d0"))
     scheduler = a_scheduler(*workers)
-    asked = [
-        reserves(scheduler.submit(a_request(name, tokens=300), 0)) for name in ("a", "b", "c")
-    ]
+    asked = [reserves(scheduler.submit(a_request(name, tokens=300), 0)) for name in ("a", "b", "c")]
     assert [len(a) for a in asked] == [1, 1, 0]
     assert scheduler.loads().waiting == 1
     out = finish_first(scheduler, asked[0][0][1], 1)
