@@ -72,9 +72,17 @@ class Engine(Protocol):
     the caller, shared blocks are never written.
     """
 
-    model: ModelInfo
-    layout: ParallelLayout
-    kv: KVMemory
+    @property
+    def model(self) -> ModelInfo:
+        """What it serves."""
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """How its ranks share the model."""
+
+    @property
+    def kv(self) -> KVMemory:
+        """The paged KV of its first rank."""
 
     def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
         """Run one batch; the i-th result is the i-th row's token, None where it did not sample."""

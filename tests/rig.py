@@ -69,7 +69,8 @@ class Rig:
         self.epoch += 1
         pool = getattr(self.config, role.value)
         size = self.config.kv.block_tokens
-        engine = engine or SimulatedEngine(pool.kv_tokens // size, size)
+        if engine is None:
+            engine = SimulatedEngine(pool.kv_tokens // size, size)
         identity = Identity(worker_id, self.epoch, role, "127.0.0.1")
         replica = Replica(identity, engine, self.store, self.config, SystemClock(), tap=self.tap)
         info = await replica.start()

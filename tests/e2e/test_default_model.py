@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -33,9 +33,9 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Iterator[Any]:
+def oracle() -> Any:
     model = AutoModelForCausalLM.from_pretrained(default_model_dir(), dtype=torch.float32)
-    yield model.eval()
+    return model.eval()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

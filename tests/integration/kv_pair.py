@@ -63,10 +63,18 @@ class ReceivingRank:
 
     async def start(self) -> None:
         self.receiver = Receiver(self.memory, self.ledger, self, epoch=EPOCH, lease_ns=ns(LEASE_S))
+        await self.listen("127.0.0.1:0")
+
+    async def listen(self, address: str) -> None:
         self.server = grpc.aio.server(options=server_options(message_bytes(self.frame_bytes)))
         KvTransferService(self.receiver, self.clock, idle_s=self.idle_s).add_to(self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self.server.add_insecure_port(address)}"
         await self.server.start()
+
+    async def break_connections(self) -> None:
+        """Cut every connection; new ones are taken at the same address."""
+        await self.server.stop(None)
+        await self.listen(self.address)
 
     def reserve(self, transfer_id: str, first_block: int) -> None:
         owner = Owner(OwnerKind.RESERVATION, transfer_id)

@@ -290,6 +290,18 @@ async def test_a_receiver_that_dies_in_mid_push_is_unavailable() -> None:
         pair.cancel(ticket)
 
 
+async def test_a_connection_that_breaks_in_mid_push_costs_only_what_was_on_it() -> None:
+    tap = faults.HoldFrames(passed=2)
+    async with a_pair(tap=tap) as pair:
+        push = pair.begin_ready(pair.reserve())
+        await tap.held.wait()
+        await pair.rank.break_connections()
+        tap.gate.set()
+        stats = await push.finish(TOKEN, finished=False)
+        assert pair.rank.holds(pair.source)
+        assert 0 < stats.resent_frames <= FRAMES
+
+
 async def test_nobody_at_the_address_is_unavailable() -> None:
     async with a_pair() as pair:
         ticket = pair.reserve()

@@ -56,10 +56,10 @@ class RawRouter:
     async def read(self) -> worker_pb2.WorkerMessage:
         try:
             async with asyncio.timeout(WAIT_S):
-                message: worker_pb2.WorkerMessage = await self.call.read()
+                message = await self.call.read()
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
-        assert message is not grpc.aio.EOF
+        assert isinstance(message, worker_pb2.WorkerMessage)
         return message
 
     async def until(self, kind: type) -> Any:

@@ -1,0 +1,1 @@
+"""The torch engine against `transformers`: same weights, same logits, same tokens."""
