@@ -10,6 +10,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return results
 
 
-def _compare(
-    directory: Path, dtype: str, quantization: str, rounds: int
-) -> list[dict[str, Any]]:
+def _compare(directory: Path, dtype: str, quantization: str, rounds: int) -> list[dict[str, Any]]:
     model = ModelConfig.model_validate({"dtype": dtype, "quantization": quantization})
     tokens = max(BATCHES) * (CONTEXT + KVConfig().block_tokens)
     engine = load_engine(directory, model, PoolConfig(kv_tokens=tokens), KVConfig())
@@ -52,13 +51,12 @@ def _compare(
     peer = Transformers(directory, dtype) if installed else None
     name = dtype if quantization == "none" else f"{dtype} activations, {quantization} weights"
     results = []
-    ours, theirs = _medians(lambda: prefill(engine), peer and peer.prefill(), rounds)
+    ours, theirs = _medians(partial(prefill, engine), peer.prefill() if peer else None, rounds)
     metric = f"prefill of {CONTEXT} tokens, {name}"
     results.append(_result(metric, "tokens/s", CONTEXT / ours, theirs and CONTEXT / theirs))
     for batch in BATCHES:
-        ours, theirs = _medians(
-            lambda rows=batch: decode(engine, rows), peer and peer.decode(batch), rounds
-        )
+        their_run = peer.decode(batch) if peer else None
+        ours, theirs = _medians(partial(decode, engine, batch), their_run, rounds)
         metric = f"decode step, batch {batch}, {name}"
         results.append(_result(metric, "ms", 1e3 * ours, theirs and 1e3 * theirs))
     engine.close()

@@ -5,5 +5,6 @@ hosting   makes a replica inside its Ray actor
 launch    a whole deployment: store, Ray, router, workers
 cli       the `eastwest` command
 demo      `eastwest demo`: one question through prefill, transfer, decode, spill and resume
+settings  a configuration as YAML that explains itself
 report    tables and timings for terminals
 """

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.report import loads_lines, timing_table, usage_lines, workers_table
+from deploy.settings import explained_yaml
 from eastwest.client import AsyncClient, AsyncGeneration
 from eastwest.config import Config, load_config
 from eastwest.errors import ConfigError, EastWestError
@@ -191,9 +192,9 @@ def models(config: ConfigPath = None, settings: Settings = None) -> None:
 
 @config_app.command("show")
 def config_show(config: ConfigPath = None, settings: Settings = None) -> None:
-    """Print the resolved configuration as YAML."""
-    tree = _config(config, settings).model_dump(mode="json")
-    console.print(yaml.safe_dump(tree, sort_keys=False), end="", markup=False)
+    """Print the resolved configuration as YAML, each setting with what it means."""
+    text = explained_yaml(_config(config, settings))
+    console.print(text, end="", markup=False, soft_wrap=True)
 
 
 async def _ask() -> str:

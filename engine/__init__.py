@@ -1,0 +1,21 @@
+"""One model replica, below batching: weights, paged KV, the batch step and sampling.
+
+Getting a model:
+
+- `catalog`: a built-in name, a path or a hub id -> a Hugging Face directory
+- `gguf_convert`, `gguf_file`, `gguf_tokenizer`: GGUF -> Hugging Face directory
+- `build_once`, `digest`: conversions done once for all processes; digests of files
+- `checkpoint`: a directory's config and its mapped safetensors
+- `architecture`: what its config.json says of the model
+
+Computing it:
+
+- `torch_engine`: the engine port; `load_engine`
+- `blocks`: which blocks are held, cached or free
+- `kv_memory`: the paged KV, read and written in canonical form
+- `weights`: one rank's weights, fused and packed
+- `linear`, `quantize`: matrix products in the form that a device is fast at; int8
+- `batch`: a step laid out as tensors
+- `model`, `rotary`, `attention`: the forward pass
+- `sampling`: from logits to tokens
+"""

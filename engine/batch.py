@@ -87,9 +87,7 @@ class BatchPlanner:
             positions += range(row.start, end)
         keys_max = 1 + max(positions)
         planners = {
-            window: SegmentPlanner(
-                self._block_tokens, self._group, window, keys_max, self._pool
-            )
+            window: SegmentPlanner(self._block_tokens, self._group, window, keys_max, self._pool)
             for window in self._windows
         }
         return Batch(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,9 @@ TORCH_DTYPES = {
     "float16": torch.float16,
 }
 # Bits are moved, not numbers: numpy has no bfloat16.
-_BITS = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+_BITS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
 
-Bits = npt.NDArray[np.unsignedinteger]
+Bits = npt.NDArray[Any]
 
 
 def block_runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -73,7 +74,7 @@ class TorchKVMemory:
                 run[:, :, :, tokens] = self._host[part]
             else:
                 run[:, :, :, tokens] = _bits_of(self.pool[part].cpu())
-        return memoryview(run.reshape(-1).view(np.uint8))
+        return run.reshape(-1).view(np.uint8).data
 
     def write(self, blocks: Sequence[int], layers: range, heads: range, payload: Buffer) -> None:
         """See `KVMemory.write`. `payload` is not kept."""
@@ -120,9 +121,7 @@ class TorchKVMemory:
         tokens = len(blocks) * self.block_tokens
         return len(layers), 2, len(heads), tokens, self.spec.key_dim
 
-    def _part(
-        self, layers: range, heads: range, slots: range
-    ) -> tuple[slice, slice, slice, slice]:
+    def _part(self, layers: range, heads: range, slots: range) -> tuple[slice, slice, slice, slice]:
         layer, head = self.shard.layers.start, self.shard.heads.start
         return (
             slice(layers.start - layer, layers.stop - layer),

@@ -120,7 +120,7 @@ def widened_product(
     """``x @ weight.T + bias`` in float32, for a weight of a narrower type; ``[T, N]``."""
     wide = x.float()
     rows = max(1, _SLICE_ELEMENTS // weight.shape[1])
-    parts = [F.linear(wide, part.float()) for part in weight.split(rows)]
+    parts = [F.linear(wide, part.float()) for part in torch.split(weight, rows)]
     product = torch.cat(parts, dim=1)
     return product if bias is None else product.add_(bias)
 
@@ -148,6 +148,5 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
+    built: bool = torch._C._has_mkldnn
+    return built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

@@ -104,8 +104,8 @@ class Model:
         rotated = rotate(rotating, flow.cos, flow.sin)
         flow.tile.store(layer.keys, rotated[:, config.num_heads :])
         flow.tile.store(layer.values, heads[:, turned:])
-        queries = rotated[:, : config.num_heads]
-        return queries.unflatten(1, (config.num_kv_heads, config.group))
+        grouped = (len(rotated), config.num_kv_heads, config.group, config.head_dim)
+        return rotated[:, : config.num_heads].view(grouped)
 
     def _mix(self, weights: LayerWeights, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         """Add the attention's and the feed-forward network's parts to `hidden`."""

@@ -58,12 +58,14 @@ def _edit(logits: torch.Tensor, row: SampleInput) -> torch.Tensor:
     params, device = row.params, logits.device
     logits = logits.clone()
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor([*row.prompt, *row.output], device=device, dtype=torch.long).unique()
+        seen = torch.unique(
+            torch.tensor([*row.prompt, *row.output], device=device, dtype=torch.long)
+        )
         values, factor = logits[seen], params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / factor, values * factor)
     if row.output and (params.presence_penalty or params.frequency_penalty):
         output = torch.tensor(row.output, device=device, dtype=torch.long)
-        tokens, counts = output.unique(return_counts=True)
+        tokens, counts = torch.unique(output, return_counts=True)
         logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
     if row.banned:
         logits[list(row.banned)] = float("-inf")

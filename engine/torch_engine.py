@@ -57,9 +57,7 @@ class TorchEngine:
         self._forward = None
 
 
-def load_engine(
-    directory: Path, model: ModelConfig, pool: PoolConfig, kv: KVConfig
-) -> TorchEngine:
+def load_engine(directory: Path, model: ModelConfig, pool: PoolConfig, kv: KVConfig) -> TorchEngine:
     """Load a Hugging Face directory as one replica.
 
     Raises `ModelError` for a checkpoint that is unsupported or inconsistent, `ConfigError` for

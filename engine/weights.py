@@ -132,7 +132,11 @@ class WeightLoader:
         kv = _rows(part.kv_heads, config.head_dim)
         ffn = slice(part.ffn.start, part.ffn.stop)
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-        qkv = [(f"{attention}q_proj", query), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv)]
+        qkv = [
+            (f"{attention}q_proj", query),
+            (f"{attention}k_proj", kv),
+            (f"{attention}v_proj", kv),
+        ]
         gate_up = [(f"{mlp}gate_proj", ffn), (f"{mlp}up_proj", ffn)]
         return LayerWeights(
             self._norm(f"{prefix}input_layernorm.weight"),

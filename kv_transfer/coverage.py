@@ -52,14 +52,15 @@ class Coverage:
         return regions
 
     def _index(self, layers: range, heads: range, blocks: range) -> tuple[slice, slice, slice]:
-        box = (layers, heads, blocks)
-        for part, origin, size in zip(box, self._origin, self._present.shape, strict=True):
-            assert origin <= part.start <= part.stop <= origin + size, f"{part} is outside"
-        low, mid, high = (
-            slice(part.start - origin, part.stop - origin)
-            for part, origin in zip(box, self._origin, strict=True)
+        layer, head, block = self._origin
+        index = (
+            slice(layers.start - layer, layers.stop - layer),
+            slice(heads.start - head, heads.stop - head),
+            slice(blocks.start - block, blocks.stop - block),
         )
-        return low, mid, high
+        for part, size in zip(index, self._present.shape, strict=True):
+            assert 0 <= part.start <= part.stop <= size, f"{part} is outside {size} places"
+        return index
 
     def _region(self, layers: slice, blocks: slice, heads: slice) -> Region:
         layer, head, block = self._origin

@@ -110,6 +110,8 @@ class PushStream:
 def _typed_errors() -> Iterator[None]:
     try:
         yield
+    except grpc.aio.UsageError as error:
+        raise Unavailable("the connection has been closed", phase=Phase.TRANSFER) from error
     except grpc.aio.AioRpcError as error:
         typed = error_from_rpc(error)
         typed.phase = typed.phase or Phase.TRANSFER

@@ -159,15 +159,17 @@ class KvSender:
         used = {address for addresses in self._pushes.values() for address in addresses}
         idle = [address for address in self._peers if address not in used]
         surplus = len(self._peers) - PEERS_MAX
-        for peer in [self._peers.pop(address) for address in idle[: max(0, surplus)]]:
-            await peer.close()
+        for address in idle[: max(0, surplus)]:
+            await self._peers.pop(address).close()
 
     def _peer(self, address: str) -> Peer:
-        if address not in self._peers:
-            self._peers[address] = Peer(
-                address, message_bytes=message_bytes(self.frame_bytes), slots=self._slots
-            )
-        return self._peers[address]
+        peer = self._peers.pop(address, None)
+        if peer is None:
+            size = message_bytes(self.frame_bytes)
+            peer = Peer(address, message_bytes=size, slots=self._slots)
+        # The last one used comes last.
+        self._peers[address] = peer
+        return peer
 
     def _check(self, ticket: Ticket, num_blocks: int) -> None:
         pairs = (
@@ -347,15 +349,18 @@ class Push:
         self, target: _Target, regions: AsyncIterator[Region]
     ) -> AsyncGenerator[bytes, None]:
         """Frames of `regions`, each holding a slot of the peer until the next one is asked for."""
-        ticket, sender = self._ticket, self._sender
         async for region in regions:
             async with target.peer.slots:
-                blocks = self._blocks[region.blocks.start : region.blocks.stop]
-                payload = sender.kv.read(blocks, region.layers, region.heads)
-                self._bytes += memoryview(payload).nbytes
-                self._frames += 1
-                header = Header(ticket.transfer_id, ticket.epoch, sender.rank, region)
-                yield encode(header, payload)
+                yield self._frame(region)
+
+    def _frame(self, region: Region) -> bytes:
+        blocks = self._blocks[region.blocks.start : region.blocks.stop]
+        payload = self._sender.kv.read(blocks, region.layers, region.heads)
+        self._bytes += memoryview(payload).nbytes
+        self._frames += 1
+        ticket = self._ticket
+        header = Header(ticket.transfer_id, ticket.epoch, self._sender.rank, region)
+        return encode(header, payload)
 
     def _remaining_s(self) -> float:
         left_ns = self._deadline_ns - self._sender.clock.now_ns()

@@ -31,7 +31,7 @@ def a_prompt(length: int, seed: int = 0) -> list[int]:
 
 
 @dataclass
-class Sequence_:
+class Running:
     """One sequence in an engine: its tokens, its blocks, and how far its KV reaches."""
 
     prompt: list[int]
@@ -59,14 +59,14 @@ def blocks_at(first: int, tokens: int) -> range:
     return range(first, first + blocks_for(tokens, BLOCK))
 
 
-def advance(engine: TorchEngine, sequences: Sequence[Sequence_], chunk: int) -> None:
+def advance(engine: TorchEngine, sequences: Sequence[Running], chunk: int) -> None:
     """One step in which every sequence takes part."""
     rows = [sequence.row(chunk) for sequence in sequences]
     for sequence, row, sampled in zip(sequences, rows, engine.step(rows), strict=True):
         sequence.took(row, sampled)
 
 
-def generate(engine: TorchEngine, sequence: Sequence_, count: int, chunk: int = 512) -> list[int]:
+def generate(engine: TorchEngine, sequence: Running, count: int, chunk: int = 512) -> list[int]:
     while len(sequence.output) < count:
         advance(engine, [sequence], chunk)
     return sequence.output

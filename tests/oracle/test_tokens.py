@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tests.checkpoints import ARCHITECTURES, tiny_checkpoint
 from tests.oracle.harness import (
     BLOCK,
     Oracle,
-    Sequence_,
+    Running,
     a_prompt,
     advance,
     blocks_at,
@@ -25,10 +24,8 @@ LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 67, 150)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def directory(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    yield tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +34,8 @@ def truth(directory: Path) -> dict[int, list[int]]:
     return {length: oracle.generate(a_prompt(length, length), NEW) for length in LENGTHS}
 
 
-def sequence_at(length: int, first_block: int) -> Sequence_:
-    return Sequence_(a_prompt(length, length), blocks_at(first_block, length + NEW))
+def sequence_at(length: int, first_block: int) -> Running:
+    return Running(a_prompt(length, length), blocks_at(first_block, length + NEW))
 
 
 @pytest.mark.parametrize("chunk", [3, BLOCK, 64, 512])
@@ -122,6 +119,6 @@ def test_kv_of_bfloat16_survives_a_copy_bit_by_bit(directory: Path) -> None:
     generate(one, alone, NEW)
     spec = one.model.kv
     everything = range(spec.num_layers), range(spec.num_kv_heads)
-    moved = Sequence_(alone.prompt, blocks_at(31, 80), output=alone.output[:1], computed=67)
+    moved = Running(alone.prompt, blocks_at(31, 80), output=alone.output[:1], computed=67)
     other.kv.write(moved.blocks[:9], *everything, one.kv.read(alone.blocks[:9], *everything))
     assert generate(other, moved, NEW) == alone.output
