@@ -66,6 +66,7 @@ class Deployment:
         from router.server import Router
         from runtime.cluster import Cluster
 
+        self._progress("looking for the model")
         directory = await asyncio.to_thread(resolve_model, self.config.model, self._progress)
         self._start_store(stack)
         self._progress("starting Ray")

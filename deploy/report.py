@@ -76,24 +76,26 @@ def usage_lines(completion: Completion) -> RenderableType:
 
 
 def workers_table(workers: Sequence[WorkerStatus]) -> Table:
-    """One line a worker. KV is counted in tokens; sessions are those that rest and that were
-    spilled so far."""
-    table = Table(box=None)
-    for column in ("worker", "state", "address", "layout"):
+    """One line a worker; narrow enough for 80 columns. KV is counted in tokens; rest and spilt
+    are sessions that rest on the device, and that went to the store so far."""
+    layouts = {w.layout for w in workers} - {"tp=1"}
+    table = Table(box=None, padding=(0, 1))
+    for column in ("worker", "state", "address", *(["layout"] if layouts else [])):
         table.add_column(column, no_wrap=True)
-    for column in ("KV free", "cached", "of", "running", "waiting", "sessions", "leaked", "store"):
+    for column in ("KV free", "cached", "run", "wait", "rest", "spilt", "leaked", "store"):
         table.add_column(column, justify="right", no_wrap=True)
     for w in workers:
-        tokens = [n * w.block_tokens for n in (w.free_blocks, w.cached_blocks, w.num_blocks)]
         table.add_row(
             w.worker_id,
             w.liveness,
             w.address,
-            w.layout,
-            *(f"{n:,}" for n in tokens),
+            *([w.layout] if layouts else []),
+            f"{w.free_blocks * w.block_tokens:,}",
+            f"{w.cached_blocks * w.block_tokens:,}",
             str(w.running),
             str(w.waiting),
-            f"{w.sessions_inactive} + {w.sessions_spilled}",
+            str(w.sessions_inactive),
+            str(w.sessions_spilled),
             str(w.leaked_blocks),
             "up" if w.store_available else "down",
         )

@@ -70,6 +70,8 @@ class KvTransferService:
         return stream.receipt
 
     def _commit(self, request: wire.CommitRequest) -> wire.CommitReceipt:
+        if not request.HasField("first_token"):
+            raise InvalidArgument("a commit has no first token; allowed: exactly one")
         missing = self._receiver.commit(
             request.transfer_id,
             request.epoch,

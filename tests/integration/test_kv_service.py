@@ -111,10 +111,17 @@ async def test_requests_that_are_no_protobuf_are_invalid(method: str) -> None:
         assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
 
 
-async def test_an_empty_commit_is_of_another_incarnation() -> None:
+async def test_a_commit_without_a_token_is_invalid() -> None:
     async with a_pair() as pair, a_raw_client(pair) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.call("Commit", b"")
+        assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
+
+
+async def test_an_empty_abort_is_of_another_incarnation() -> None:
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.call("AbortTransfer", b"")
         assert refusal(caught) == (grpc.StatusCode.FAILED_PRECONDITION, "stale_epoch")
 
 

@@ -315,9 +315,10 @@ async def test_closing_the_sender_ends_its_pushes() -> None:
     tap = faults.HoldFrames(passed=1)
     async with a_pair(tap=tap) as pair:
         ticket = pair.reserve()
-        pair.begin_ready(ticket)
+        push = pair.begin_ready(ticket)
         await tap.held.wait()
         await pair.sender.close()
+        await push.abort()
         pair.cancel(ticket)
 
 
