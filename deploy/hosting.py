@@ -7,6 +7,7 @@ from functools import partial
 from deploy.replica import Identity, Replica, pool_of
 from eastwest.clock import SystemClock
 from eastwest.config import Config
+from eastwest.heap import keep_freed_memory
 from eastwest.types import Role
 from runtime.supervisor import WorkerSpec
 
@@ -20,6 +21,7 @@ def build_replica(worker_id: str, role: Role, config: Config, host: str) -> Repl
     from engine.torch_engine import load_engine
     from kv_store.connect import open_block_store
 
+    keep_freed_memory()
     clock = SystemClock()
     directory = resolve_model(config.model)
     engine = load_engine(directory, config.model, pool_of(config, role), config.kv)

@@ -112,22 +112,23 @@ def attend(
     Returns ``[queries of all segments, H * G * D]``, in the segments' order.
     """
     _, heads, group, dim = queries.shape
-    total = sum(segment.count for segment in segments)
-    attended = queries.new_empty(total, heads, group, dim)
-    done = 0
+    keys, values = keys.unsqueeze(0), values.unsqueeze(0)
+    attended = []
     for segment in segments:
         part = queries[segment.first : segment.first + segment.count]
-        folded = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
+        if segment.count > 1:
+            part = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
         out = F.scaled_dot_product_attention(
-            folded, _gathered(keys, segment.runs), _gathered(values, segment.runs), segment.mask
+            part, _gathered(keys, segment.runs), _gathered(values, segment.runs), segment.mask
         )
-        unfolded = out.view(heads, segment.count, group, dim).transpose(0, 1)
-        attended[done : done + segment.count] = unfolded
-        done += segment.count
-    return attended.view(total, heads * group * dim)
+        if segment.count > 1:
+            out = out.view(heads, segment.count, group, dim).transpose(0, 1)
+        attended.append(out)
+    return torch.cat(attended).view(-1, heads * group * dim)
 
 
 def _gathered(pool: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
     """``[1, H, keys, D]``: the pool's slots of `runs`; a view where that is possible."""
-    parts = [pool[:, start : start + count] for start, count in runs]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).unsqueeze(0)
+    if len(runs) == 1:
+        return pool.narrow(2, *runs[0])
+    return torch.cat([pool.narrow(2, *run) for run in runs], dim=2)

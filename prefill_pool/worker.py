@@ -92,6 +92,7 @@ class PrefillWorker:
             return
         self._jobs[job.request_id] = job
         job.task = asyncio.create_task(self._run(job), name=f"prefill {job.request_id}")
+        job.task.add_done_callback(lambda _: self._ended(job))
 
     def abort(self, request_id: str) -> None:
         """End a job without an answer. Idempotent."""
@@ -175,7 +176,9 @@ class PrefillWorker:
             internal = InternalError(f"prefill failed: {type(error).__name__}: {error}")
             self._fail(job.router_id, job.request_id, internal, _PHASES[job.state])
         finally:
-            await self._end(job, abort=not done)
+            self._scheduler.remove(job.request_id)
+            if job.target is not None and not done:
+                await job.target.abort()
 
     async def _place(self, job: Job) -> Target:
         """Give the job blocks, with as much of its prefix in them as can be had."""
@@ -250,17 +253,14 @@ class PrefillWorker:
         if job.task is not None:
             job.task.cancel()
 
-    async def _end(self, job: Job, *, abort: bool) -> None:
-        self._scheduler.remove(job.request_id)
+    def _ended(self, job: Job) -> None:
+        """The job's task is over, or was cancelled before it began."""
         job.state = JobState.ENDED
-        try:
-            if abort and job.target is not None:
-                await job.target.abort()
-        finally:
-            if not job.local and job.blocks:
-                self._holdings.retire(job.owner)
-                self._loop.after_step(lambda: self._holdings.release(job.owner))
-            del self._jobs[job.request_id]
+        self._scheduler.remove(job.request_id)
+        if job.blocks and not job.local:
+            self._holdings.retire(job.owner)
+            self._loop.after_step(lambda: self._holdings.release(job.owner))
+        del self._jobs[job.request_id]
 
     def _publish(self, job: Job, full: int) -> None:
         if job.local:

@@ -80,15 +80,16 @@ class Oracle:
             directory, dtype=dtype
         ).eval()
 
-    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        """``[tokens, vocab]`` float32."""
+    def logits(self, tokens: Sequence[int], last: int = 0) -> torch.Tensor:
+        """``[tokens, vocab]`` float32; of the last `last` positions, 0 for all."""
         with torch.inference_mode():
-            logits: torch.Tensor = self._model(torch.tensor([list(tokens)])).logits[0].float()
+            output = self._model(torch.tensor([list(tokens)]), logits_to_keep=last)
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def generate(self, prompt: Sequence[int], count: int) -> list[int]:
         """Greedy, without any cache of its own: every token from the whole sequence."""
         tokens = list(prompt)
         for _ in range(count):
-            tokens.append(int(self.logits(tokens)[-1].argmax()))
+            tokens.append(int(self.logits(tokens, last=1)[-1].argmax()))
         return tokens[len(prompt) :]

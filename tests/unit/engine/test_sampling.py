@@ -77,6 +77,13 @@ def test_top_p_leaves_the_smallest_set_that_reaches_it(top_p: float, spread: flo
         assert set(drawn) >= set(order[: width // 4].tolist())
 
 
+@pytest.mark.parametrize(("top_p", "left"), [(0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1.0, 4)])
+def test_top_p_stops_with_the_token_that_reaches_it(top_p: float, left: int) -> None:
+    logits = torch.full((1, VOCAB), -1e4)
+    logits[0, :4] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert set(draw(logits, 300, top_p=top_p)) == set(range(left))
+
+
 def test_top_k_and_min_p_leave_what_they_say() -> None:
     logits = some_logits(spread=0.5)
     assert set(draw(logits, 200, top_k=5)) == set(logits[0].topk(5).indices.tolist())
@@ -137,8 +144,8 @@ def test_the_position_and_the_seed_are_the_whole_random_state() -> None:
         for position in range(6)
     }
     assert len(set(tokens.values())) > 30, "each seed and position draws anew"
-    again = sample(logits, [an_input(seed=3, output=[9] * 4)])[0].token
-    assert again == tokens[3, 4], "what the output holds does not matter, its length does"
+    again = sample(logits, [an_input(seed=3, prompt=[1, 2], output=[9] * 4)])[0].token
+    assert again == tokens[3, 4], "what prompt and output hold does not matter"
 
 
 def test_uniform_numbers_stay_what_they_are() -> None:
