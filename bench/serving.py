@@ -74,9 +74,7 @@ async def _one(client: AsyncClient, prompt: Sequence[int]) -> Sample:
     began = last = time.perf_counter()
     first: float | None = None
     gaps: list[float] = []
-    generation = client.generate(
-        prompt, temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True
-    )
+    generation = client.generate(prompt, temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     async for chunk in generation:
         now = time.perf_counter()
         if first is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from eastwest.types import SamplingParams
 from engine.torch_engine import load_engine
 from tests.checkpoints import ARCHITECTURES, tiny_checkpoint
 from tests.integration.test_serving import a_prompt
-from tests.rig import a_config, a_rig
+from tests.rig import Rig, a_config, a_rig
 
 # One token; around a block of 8, a chunk of 32 and the batch budget; several chunks.
 LENGTHS = (1, 7, 8, 9, 31, 32, 33, 64, 100)
@@ -34,6 +35,22 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def engines(directory: Path, config: Config) -> Callable[[], Engine]:
     model = ModelConfig(source=str(directory), dtype="float32")
     return lambda: load_engine(directory, model, config.decode, config.kv)
+
+
+def pools(
+    model_dir: Path, config: Config, make_engine: Callable[[], Engine], *, split: bool
+) -> AbstractAsyncContextManager[Rig]:
+    """One prefill and one decode worker, or one aggregated worker."""
+    counts = (1, 1, 0) if split else (0, 0, 1)
+    prefill, decode, aggregated = counts
+    return a_rig(
+        model_dir,
+        prefill=prefill,
+        decode=decode,
+        aggregated=aggregated,
+        config=config,
+        make_engine=make_engine,
+    )
 
 
 def greedy(directory: Path, prompt: list[int]) -> list[int]:
@@ -58,16 +75,16 @@ async def test_disaggregated_aggregated_and_transformers_agree(
     sampling = SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True)
     prompts = [a_prompt(length, seed=length) for length in LENGTHS]
 
-    async def outputs(**pools: int) -> list[list[int]]:
-        async with a_rig(tiny_model_dir, config=config, make_engine=make_engine, **pools) as rig:
+    async def outputs(*, split: bool) -> list[list[int]]:
+        async with pools(tiny_model_dir, config, make_engine, split=split) as rig:
             alone = [await rig.client.generate(p, sampling=sampling) for p in prompts[:3]]
             together = await asyncio.gather(
                 *(rig.client.generate(p, sampling=sampling).result() for p in prompts[3:])
             )
             return [list(c.token_ids) for c in [*alone, *together]]
 
-    split = await outputs(prefill=1, decode=1)
-    merged = await outputs(prefill=0, decode=0, aggregated=1)
+    split = await outputs(split=True)
+    merged = await outputs(split=False)
     assert split == merged
     assert split == [greedy(checkpoint, prompt) for prompt in prompts]
 
@@ -82,8 +99,8 @@ async def test_a_seeded_sample_does_not_depend_on_where_it_runs(
         repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.1,
     )  # fmt: skip
     results = []
-    for pools in ({"prefill": 1, "decode": 1}, {"prefill": 0, "decode": 0, "aggregated": 1}):
-        async with a_rig(tiny_model_dir, config=config, make_engine=make_engine, **pools) as rig:
+    for split in (True, False):
+        async with pools(tiny_model_dir, config, make_engine, split=split) as rig:
             completion = await rig.client.generate(a_prompt(40), sampling=sampling)
             results.append(completion.token_ids)
     assert results[0] == results[1]
