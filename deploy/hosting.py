@@ -7,6 +7,7 @@ from functools import partial
 from deploy.replica import Identity, Replica, pool_of
 from eastwest.clock import SystemClock
 from eastwest.config import Config
+from eastwest.errors import ConfigError
 from eastwest.heap import keep_freed_memory
 from eastwest.types import Role
 from runtime.supervisor import WorkerSpec
@@ -24,7 +25,10 @@ def build_replica(worker_id: str, role: Role, config: Config, host: str) -> Repl
     keep_freed_memory()
     clock = SystemClock()
     directory = resolve_model(config.model)
-    engine = load_engine(directory, config.model, pool_of(config, role), config.kv)
+    try:
+        engine = load_engine(directory, config.model, pool_of(config, role), config.kv)
+    except ConfigError as error:
+        raise ConfigError(f"section {role.value}: {error.message}") from error
     store = None
     if config.store.enabled and config.store.url is not None:
         store = open_block_store(

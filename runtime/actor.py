@@ -48,6 +48,7 @@ class WorkerActor:
         self._build = build
         self._hosted: Hosted | None = None
         self._placed: Placed | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._stopped = asyncio.Event()
 
@@ -66,9 +67,11 @@ class WorkerActor:
 
     async def stop(self) -> None:
         """End the worker; the process ends when the actor is given up."""
-        if self._hosted is not None:
-            self._watch.cancel()
-            await self._hosted.stop()
+        async with self._starting:
+            if self._watch is not None:
+                self._watch.cancel()
+            if self._hosted is not None:
+                await self._hosted.stop()
         self._stopped.set()
 
 

@@ -81,7 +81,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await watched.actor.stop.remote()
-        except (RayActorError, TimeoutError) as error:
+        except (RayActorError, RayTaskError, TimeoutError) as error:
             log.warning("worker %s did not stop by itself: %s", worker_id, error)
         ray.kill(watched.actor)
 

@@ -53,6 +53,14 @@ def test_a_mistake_gets_one_clear_line(tmp_path: Path, arguments: list[str], mes
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_worker_that_cannot_start_says_why_and_nothing_stays_behind(tmp_path: Path) -> None:
+    default_model_dir()
+    done = eastwest("serve", "--set", "router.port=0", "--set", "decode.kv_tokens=16", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "kv_tokens is 16" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_yaml_mistakes_name_the_file(tmp_path: Path) -> None:
     for text in ("router: [1, 2", "- a\n- b", "router: {prot: 1}", "router: {port: 99999}"):
         path = tmp_path / "bad.yaml"
