@@ -48,6 +48,7 @@ from kv_transfer.ledger import Owner, OwnerKind
 from kv_transfer.receiver import Receiver, TransferStats
 from runtime.holdings import Holdings
 from runtime.step_loop import StepLoop, StepResult
+from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,7 @@ class DecodeWorker:
             raise Overloaded(f"the decode worker holds {len(self._works)} requests, its most")
         if command.request_id in self._works:
             raise InvalidArgument(f"request {command.request_id!r} is being served already")
+        check_work(self._model, command)
         self._intake.check_fits(command)
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Work(

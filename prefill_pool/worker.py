@@ -33,6 +33,7 @@ from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.step_loop import StepLoop, StepResult
 from runtime.stored_prefix import load_stored
+from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class PrefillWorker:
             raise Overloaded(f"the prefill worker holds {len(self._jobs)} requests, its most")
         if command.request_id in self._jobs:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
+        check_work(self._model, command)
         total = blocks_for(len(command.prompt), self._kv.block_tokens)
         if not self._holdings.could_ever_hold(total):
             raise InvalidArgument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from eastwest.errors import (
     StaleEpoch,
     Unavailable,
 )
-from eastwest.messages import PROTOCOL_VERSION, Command, Failed, Reserve, Reserved, WorkerInfo
+from eastwest.messages import (
+    PROTOCOL_VERSION,
+    Command,
+    Failed,
+    Prefill,
+    Reserve,
+    Reserved,
+    WorkerInfo,
+)
 from eastwest.rpc import error_from_rpc
 from eastwest.testing.engine import expected_output
 from eastwest.types import SamplingParams
@@ -113,6 +122,40 @@ async def test_a_reservation_that_can_never_fit_is_refused(tiny_model_dir: Path)
         failed = await router.until(Failed)
         assert failed.code is ErrorCode.INVALID_ARGUMENT
         assert "this worker has 128" in failed.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": ()},
+        {"prompt": (1, 512)},
+        {"max_tokens": 0},
+        {"max_tokens": 4090},
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
+        {"sampling": SamplingParams(temperature=0.5)},
+        {"sampling": SamplingParams(temperature=float("nan"), seed=1)},
+        {"sampling": SamplingParams(temperature=0.0, stop_token_ids=(10**6,))},
+    ],
+)
+async def test_work_that_no_engine_could_run_is_refused(
+    tiny_model_dir: Path, changes: dict[str, Any]
+) -> None:
+    async with a_rig(tiny_model_dir) as rig:
+        async with a_raw_router(rig) as router:
+            await router.hello()
+            reserve = replace(a_reserve(), **changes)
+            await router.send([reserve])
+            assert (await router.until(Failed)).code is ErrorCode.INVALID_ARGUMENT
+            await router.send([a_reserve("good")])
+            ticket = (await router.until(Reserved)).ticket
+        async with a_raw_router(rig, "prefill-0") as router:
+            await router.hello()
+            prefill = Prefill("x", "", reserve.prompt, reserve.sampling, reserve.max_tokens,
+                              ticket, reserve.timeout_s)  # fmt: skip
+            await router.send([prefill])
+            assert (await router.until(Failed)).code is ErrorCode.INVALID_ARGUMENT
 
 
 async def test_a_second_reservation_of_one_request_is_refused(tiny_model_dir: Path) -> None:

@@ -1,0 +1,33 @@
+"""What a worker accepts from a router: nothing that could make an engine step fail.
+
+Routers check what clients send; a worker checks again, since one bad row would end the step of
+every sequence that shares it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eastwest.errors import InvalidArgument
+from eastwest.messages import ModelInfo, Prefill, Reserve
+
+
+def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
+    """Raise `InvalidArgument` naming the first thing that this model cannot run."""
+    prompt, sampling = command.prompt, command.sampling
+    if not prompt:
+        raise InvalidArgument("the prompt is empty; allowed: at least one token")
+    if max(prompt) >= model.vocab_size or min(prompt) < 0:
+        raise InvalidArgument(f"a prompt token is outside 0 to {model.vocab_size - 1}")
+    if command.max_tokens < 1 or len(prompt) + command.max_tokens > model.context_tokens:
+        raise InvalidArgument(
+            f"prompt and output have {len(prompt)} + {command.max_tokens} tokens; allowed: at "
+            f"least one of each, together up to {model.context_tokens}"
+        )
+    if not 0 < command.timeout_s < math.inf:
+        raise InvalidArgument(f"timeout_s is {command.timeout_s}; allowed: above 0, finite")
+    if not sampling.greedy and sampling.seed is None:
+        raise InvalidArgument("seed is missing; allowed: absent only where temperature is 0")
+    if any(t >= model.vocab_size for t in sampling.stop_token_ids):
+        raise InvalidArgument(f"a stop token is outside 0 to {model.vocab_size - 1}")
+    sampling.validate()
