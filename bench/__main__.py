@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+
 NAMES = ("engine", "kv_transfer", "kv_store", "serving")
 RESULTS = Path(__file__).parent / "results"
 

@@ -6,5 +6,6 @@ launch    a whole deployment: store, Ray, router, workers
 cli       the `eastwest` command
 demo      `eastwest demo`: one question through prefill, transfer, decode, spill and resume
 settings  a configuration as YAML that explains itself
+quiet     keeps gRPC's own log lines off the terminal
 report    tables and timings for terminals
 """

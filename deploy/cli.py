@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 from deploy.report import loads_lines, timing_table, usage_lines, workers_table
 from deploy.settings import explained_yaml
 from eastwest.client import AsyncClient, AsyncGeneration

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,14 @@ def test_generated_code_is_that_of_the_proto_files(tmp_path: Path) -> None:
     assert fresh
     for name, content in fresh.items():
         assert (ROOT / "eastwest" / "v1" / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "proto").rglob("*.proto")), ids=lambda p: p.name)
+def test_every_field_on_the_wire_is_documented(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    field = re.compile(r"\s+(optional |repeated )?[\w.]+ \w+ = \d+;")
+    for above, line in pairwise(lines):
+        assert not field.match(line) or above.strip().startswith("//"), line.strip()
 
 
 def test_the_configuration_stays_small() -> None:
