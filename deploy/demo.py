@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import psutil
 from rich.console import Console
@@ -29,12 +28,6 @@ MAX_TOKENS = 96
 SPILL_TIMEOUT_S = 120.0
 IDLE_S = 2.0
 POLL_S = 0.2
-
-
-class Progress(Protocol):
-    """Says what is being waited for; live on a terminal, a line each elsewhere."""
-
-    def __call__(self, text: str) -> None: ...
 
 
 async def run_demo(config: Config, console: Console) -> None:

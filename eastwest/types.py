@@ -17,14 +17,6 @@ class Role(enum.StrEnum):
     DECODE = "decode"
 
 
-class Tier(enum.StrEnum):
-    """Where a block rests."""
-
-    DEVICE = "device"
-    HOST = "host"
-    EXTERNAL = "external"
-
-
 class FinishReason(enum.StrEnum):
     """Why a sequence ended, in the field's words."""
 

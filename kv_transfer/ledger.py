@@ -19,8 +19,6 @@ class OwnerKind(enum.StrEnum):
     RESERVATION = "reservation"  # a decode worker, before the commit of a transfer
     SEQUENCE = "sequence"  # a sequence that decodes
     PREFILL = "prefill"  # a prompt that is being computed or pushed
-    LOAD = "load"  # blocks being filled from the store
-    SPILL = "spill"  # blocks being written to the store
     SESSION = "session"  # an inactive session
 
 

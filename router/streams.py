@@ -154,11 +154,6 @@ class ClientStream:
         """The tokens so far, an ending token or those of a stop string included."""
         return tuple(t.token for t in self._tokens)
 
-    @property
-    def ended_by_token(self) -> bool:
-        """Whether the last token so far ends the text and is not part of it."""
-        return bool(self._tokens) and self._tokens[-1].token in self._ending
-
     # Inside.
 
     def _decode(self) -> None:

@@ -90,10 +90,6 @@ class TextDelta:
     tokens: int
     stop: str | None = None
 
-    @property
-    def stopped(self) -> bool:
-        return self.stop is not None
-
 
 class Detokenizer:
     """Token ids to text for one request.
