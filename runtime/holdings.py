@@ -75,8 +75,10 @@ class Holdings:
         return kept
 
     def retire(self, owner: Owner) -> None:
-        """`owner` has ended and will release as soon as nothing writes to its blocks any more."""
-        self._leaving.add(owner)
+        """`owner` has ended and will release as soon as nothing writes to its blocks any more.
+        Without effect where it has taken none."""
+        if owner in self.ledger:
+            self._leaving.add(owner)
 
     def release(self, owner: Owner) -> None:
         """End what `owner` holds. Named blocks stay cached, the others are free."""

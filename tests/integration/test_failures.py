@@ -14,9 +14,10 @@ import pytest
 from eastwest.blocks import BlockHash
 from eastwest.client import AsyncGeneration
 from eastwest.errors import Cancelled, DeadlineExceeded, Phase, Unavailable
+from eastwest.messages import Abort, Reserve
 from eastwest.ports import Buffer
 from eastwest.testing.engine import expected_output
-from eastwest.types import Role
+from eastwest.types import Role, SamplingParams
 from tests.integration.test_serving import a_prompt
 from tests.rig import Rig, a_config, a_rig
 
@@ -276,3 +277,27 @@ async def test_a_router_that_vanishes_frees_what_it_owned(tiny_model_dir: Path) 
             await generation
         await rig.settle()
         assert not engine.closed
+
+
+async def test_a_request_that_leaves_while_it_waits_for_room_leaves_nothing(
+    tiny_model_dir: Path,
+) -> None:
+    config = a_config(decode={"kv_tokens": 128}, router={"heartbeat_s": 3.0})
+    async with a_rig(tiny_model_dir, config=config) as rig:
+        replica = rig.replicas["decode-0"]
+        engine = rig.engine("decode-0")
+        engine.gate.clear()
+        first = asyncio.ensure_future(
+            rig.client.generate(a_prompt(60), temperature=0.0, max_tokens=20).result()
+        )
+        await asyncio.to_thread(engine.held.wait)
+        reserve = Reserve(
+            "waits", "", "", tuple(a_prompt(60, seed=1)), SamplingParams(temperature=0.0), 20, 60.0
+        )
+        replica.handle("another router", reserve)
+        await rig.until(lambda: replica.load().waiting == 1)
+        replica.handle("another router", Abort("waits"))
+        await rig.until(lambda: replica.load().waiting == 0)
+        assert replica.audit().findings == ()
+        engine.gate.set()
+        await first
