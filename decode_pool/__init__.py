@@ -4,7 +4,6 @@ scheduler  which sequences decode in the next step; appends tokens and finds end
 residency  which sessions rest on the device, since when, and which goes first
 spiller    carries resting sessions to the offline store
 sequence   one request on its way
-intake     makes room for a request, with what is cached and stored of its KV
 in_place   reservations that the same replica prefills
 worker     carries requests from reservation to their last token
 """

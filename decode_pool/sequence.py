@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from decode_pool.residency import SessionKey
 from decode_pool.scheduler import Running
-from eastwest.blocks import BlockHash, block_hashes, hash_seed
+from eastwest.blocks import BlockHash, block_hashes
 from eastwest.messages import FirstStep, Reserve
 from eastwest.stopping import StopRule
 from kv_transfer.ledger import Owner
@@ -49,7 +49,8 @@ class Arrival:
 
 @dataclass(slots=True)
 class Work:
-    """State of one request. `hashes` name its leading full blocks, as many as are published."""
+    """State of one request. `hashes` name its leading full blocks, as many as are published;
+    seed: the parent of the first."""
 
     command: Reserve
     router_id: str
@@ -57,7 +58,7 @@ class Work:
     stop_rule: StopRule
     prompt_hashes: list[BlockHash]
     block_tokens: int
-    fingerprint: str
+    seed: BlockHash
     deadline_ns: int
     state: WorkState = WorkState.RESERVING
     transfer_id: str = ""
@@ -84,18 +85,19 @@ class Work:
         return self.running.computed if self.running else len(self.command.prompt)
 
     def unpublished(self) -> tuple[Sequence[int], list[BlockHash]]:
-        """Blocks that have become full since the last call of `published`, with their hashes."""
-        full = self.computed_tokens // self.block_tokens
-        done = len(self.hashes)
+        """Blocks that are full and not among `hashes` yet, with their hashes."""
+        full, done = self.computed_tokens // self.block_tokens, len(self.hashes)
         if full <= done:
             return (), []
-        known = self.prompt_hashes[done:full]
-        if done + len(known) < full:
-            output = self.running.output if self.running else []
-            tokens = [*self.command.prompt, *output][: full * self.block_tokens]
-            seed = hash_seed(self.fingerprint, self.command.salt)
-            start = done + len(known)
-            parent = known[-1] if known else self.hashes[-1] if self.hashes else seed
-            first_token = start * self.block_tokens
-            known = known + block_hashes(tokens, self.block_tokens, parent, first_token=first_token)
-        return self.blocks[done:full], known
+        fresh = self.prompt_hashes[done:full]
+        known = done + len(fresh)
+        if known < full:
+            parent = fresh[-1] if fresh else self.hashes[-1] if self.hashes else self.seed
+            tokens = self._tokens(known * self.block_tokens, full * self.block_tokens)
+            fresh = fresh + block_hashes(tokens, self.block_tokens, parent)
+        return self.blocks[done:full], fresh
+
+    def _tokens(self, start: int, stop: int) -> list[int]:
+        prompt, output = self.command.prompt, self.running.output if self.running else []
+        size = len(prompt)
+        return [*prompt[start:stop], *output[max(0, start - size) : max(0, stop - size)]]

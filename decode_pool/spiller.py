@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from decode_pool.residency import Residency, Resting, RestState
 from eastwest.clock import Clock, ns, seconds
@@ -33,7 +33,6 @@ class Spiller:
         kv: KVMemory,
         holdings: Holdings,
         residency: Residency,
-        release: Callable[[Resting], None],
         retry_s: float,
         clock: Clock,
     ) -> None:
@@ -41,7 +40,6 @@ class Spiller:
         self._kv = kv
         self._holdings = holdings
         self._residency = residency
-        self._release = release
         self._retry_ns = ns(retry_s)
         self._clock = clock
         self._wake = asyncio.Event()
@@ -86,7 +84,7 @@ class Spiller:
             retry_ns = self._clock.now_ns() + self._retry_ns
         finally:
             if self._residency.spill_ended(resting, retry_ns):
-                self._release(resting)
+                self._holdings.release(resting.owner)
         return retry_ns is None
 
     async def make_room(self) -> bool:
@@ -99,7 +97,7 @@ class Spiller:
         if not stored and victim in self._residency:
             log.warning("session dropped unstored under memory pressure")
             self._residency.drop(victim)
-            self._release(victim)
+            self._holdings.release(victim.owner)
         return True
 
     async def _write(self, resting: Resting) -> None:

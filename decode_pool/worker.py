@@ -12,12 +12,17 @@ import logging
 from collections.abc import Callable, Collection
 
 from decode_pool.in_place import InPlaceReservations
-from decode_pool.intake import Intake
 from decode_pool.residency import Residency, RestState
 from decode_pool.scheduler import DecodeScheduler, Running
 from decode_pool.sequence import Arrival, Work, WorkState
 from decode_pool.spiller import Spiller
-from eastwest.blocks import block_hashes, blocks_for, hash_seed
+from eastwest.blocks import (
+    block_hashes,
+    blocks_for,
+    hash_seed,
+    reusable_blocks,
+    sequence_blocks,
+)
 from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig, StoreConfig
 from eastwest.errors import (
@@ -47,6 +52,7 @@ from eastwest.types import SampledToken
 from kv_transfer.ledger import Owner, OwnerKind
 from kv_transfer.receiver import Receiver, TransferStats
 from runtime.holdings import Holdings
+from runtime.intake import Intake
 from runtime.step_loop import StepLoop, StepResult
 from runtime.work_check import check_work
 
@@ -104,17 +110,16 @@ class DecodeWorker:
             kv=kv,
             holdings=holdings,
             residency=self.residency,
-            release=lambda resting: holdings.release(resting.owner),
             retry_s=store_config.retry_after_s,
             clock=clock,
         )
         self._intake = Intake(
             kv=kv,
             holdings=holdings,
-            spiller=self.spiller,
             store=store,
             lease_ns=self._lease_ns,
             clock=clock,
+            make_room=self.spiller.make_room,
         )
         self.in_place = InPlaceReservations(
             self._transfers.get, self._commit_in_place, self.on_aborted
@@ -128,7 +133,7 @@ class DecodeWorker:
         try:
             work = self._admit(router_id, command)
         except EastWestError as error:
-            self._fail(router_id, command.request_id, error, Phase.RESERVATION)
+            self._emit(router_id, Failed.of(command.request_id, error, Phase.RESERVATION))
             return
         self._works[work.request_id] = work
         if work.session is not None:
@@ -199,7 +204,7 @@ class DecodeWorker:
         if command.request_id in self._works:
             raise InvalidArgument(f"request {command.request_id!r} is being served already")
         check_work(self._model, command)
-        self._intake.check_fits(command)
+        self._intake.check_fits("prompt and output need", self._blocks_needed(command))
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Work(
             command=command,
@@ -208,20 +213,31 @@ class DecodeWorker:
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
             prompt_hashes=block_hashes(command.prompt, self._kv.block_tokens, seed),
             block_tokens=self._kv.block_tokens,
-            fingerprint=self._model.fingerprint,
+            seed=seed,
             deadline_ns=self._clock.now_ns() + ns(command.timeout_s),
         )
 
     async def _reserve(self, work: Work) -> None:
         try:
-            await self._intake.place(work)
+            await self._place(work)
             self._open(work)
         except EastWestError as error:
             self._end_with(work, error)
         except Exception as error:
             log.exception("reservation of %s failed", work.request_id)
-            message = f"reservation failed: {type(error).__name__}: {error}"
-            self._end_with(work, InternalError(message))
+            self._end_with(work, InternalError.caused_by("the reservation", error))
+
+    async def _place(self, work: Work) -> None:
+        prompt_tokens = len(work.command.prompt)
+        hashes = work.prompt_hashes[: reusable_blocks(prompt_tokens, self._kv.block_tokens)]
+        total = self._blocks_needed(work.command)
+        taken = await self._intake.take(work.owner, work.router_id, hashes, total)
+        work.blocks, work.cached_blocks = taken.blocks, taken.shared
+        work.loaded_blocks = await self._intake.fill(taken, hashes)
+        work.hashes = hashes[: taken.shared + work.loaded_blocks]
+
+    def _blocks_needed(self, command: Reserve) -> int:
+        return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
     def _open(self, work: Work) -> None:
         info = self._info()
@@ -329,8 +345,7 @@ class DecodeWorker:
         for sequence in self._planned:
             work = self._works.get(sequence.request_id)
             if work is not None:
-                message = f"an engine step failed: {type(error).__name__}: {error}"
-                self._end_with(work, InternalError(message))
+                self._end_with(work, InternalError.caused_by("an engine step", error))
 
     # Endings.
 
@@ -381,8 +396,4 @@ class DecodeWorker:
     def _end_with(self, work: Work, error: EastWestError) -> None:
         phase = _PHASES[work.state]
         self._drop(work)
-        self._fail(work.router_id, work.request_id, error, phase)
-
-    def _fail(self, router_id: str, request_id: str, error: EastWestError, phase: Phase) -> None:
-        phase = error.phase or phase
-        self._emit(router_id, Failed(request_id, error.code, error.message, phase))
+        self._emit(work.router_id, Failed.of(work.request_id, error, phase))

@@ -23,16 +23,12 @@ def hash_seed(fingerprint: str, salt: str) -> BlockHash:
     return BlockHash(blake3(text).digest(length=HASH_BYTES))
 
 
-def block_hashes(
-    tokens: Sequence[int], block_tokens: int, parent: BlockHash, *, first_token: int = 0
-) -> list[BlockHash]:
-    """Hashes of the full blocks of ``tokens[first_token:]``; a partial last block has none.
+def block_hashes(tokens: Sequence[int], block_tokens: int, parent: BlockHash) -> list[BlockHash]:
+    """Hashes of the full blocks of `tokens`; a partial last block has none.
 
-    `parent` is the hash of the block before `first_token` (or `hash_seed`), and `first_token`
-    a multiple of `block_tokens`.
+    `parent` is the hash of the block before the first of them, or `hash_seed`.
     """
-    assert first_token % block_tokens == 0
-    data = np.asarray(tokens[first_token:], dtype="<u4").tobytes()
+    data = np.asarray(tokens, dtype="<u4").tobytes()
     step = 4 * block_tokens
     hashes: list[BlockHash] = []
     for start in range(0, len(data) - step + 1, step):
@@ -40,6 +36,18 @@ def block_hashes(
         parent = BlockHash(digest)
         hashes.append(parent)
     return hashes
+
+
+def reusable_blocks(prompt_tokens: int, block_tokens: int) -> int:
+    """Leading blocks of a prompt whose KV need not be computed. The last token always runs
+    through the model, since its logits give the next one, so its block is never a shared one."""
+    return (prompt_tokens - 1) // block_tokens
+
+
+def sequence_blocks(prompt_tokens: int, max_tokens: int, block_tokens: int) -> int:
+    """How many blocks hold a prompt and its output. The last output token is never fed, so its
+    KV never exists."""
+    return blocks_for(prompt_tokens + max_tokens - 1, block_tokens)
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

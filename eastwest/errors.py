@@ -190,6 +190,11 @@ class InternalError(EastWestError):
 
     code = ErrorCode.INTERNAL
 
+    @classmethod
+    def caused_by(cls, what: str, error: Exception) -> InternalError:
+        """`what` ended by an error that nobody foresaw."""
+        return cls(f"{what} failed: {type(error).__name__}: {error}")
+
 
 BY_CODE: dict[ErrorCode, type[EastWestError]] = {
     cls.code: cls for cls in EastWestError.__subclasses__()

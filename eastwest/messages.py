@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from eastwest.errors import ErrorCode, Phase
+from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams
 
@@ -199,6 +199,11 @@ class Failed:
     code: ErrorCode
     message: str
     phase: Phase
+
+    @classmethod
+    def of(cls, request_id: str, error: EastWestError, phase: Phase) -> Failed:
+        """`error` ended the request in `phase`, unless it names another one."""
+        return cls(request_id, error.code, error.message, error.phase or phase)
 
 
 @dataclass(frozen=True, slots=True)

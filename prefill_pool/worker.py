@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
-from eastwest.blocks import BlockHash, block_hashes, blocks_for, hash_seed
+from eastwest.blocks import block_hashes, blocks_for, hash_seed, reusable_blocks
 from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig
 from eastwest.errors import (
@@ -31,8 +31,8 @@ from kv_transfer.sender import KvSender
 from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
+from runtime.intake import Intake
 from runtime.step_loop import StepLoop, StepResult
-from runtime.stored_prefix import load_stored
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class PrefillWorker:
         loop: StepLoop,
         sender: KvSender,
         store: BlockStore | None,
-        local: LocalReservations | None,
+        local: LocalReservations,
         is_self: Callable[[Ticket], bool],
         emit: Callable[[str, Event], None],
         pool: PoolConfig,
@@ -70,16 +70,20 @@ class PrefillWorker:
         self._holdings = holdings
         self._loop = loop
         self._sender = sender
-        self._store = store
         self._local = local
         self._is_self = is_self
         self._emit = emit
         self._pool = pool
-        self._lease_ns = ns(kv_config.lease_s)
         self._clock = clock
         self._scheduler = PromptScheduler(pool.step_tokens)
         self._jobs: dict[str, Job] = {}
-        self._placing = asyncio.Lock()
+        self._intake = Intake(
+            kv=kv,
+            holdings=holdings,
+            store=store,
+            lease_ns=ns(kv_config.lease_s),
+            clock=clock,
+        )
         self._planned: list[Chunk] = []
 
     # Commands.
@@ -89,7 +93,7 @@ class PrefillWorker:
         try:
             job = self._admit(router_id, command)
         except EastWestError as error:
-            self._fail(router_id, command.request_id, error, Phase.QUEUE)
+            self._emit(router_id, Failed.of(command.request_id, error, Phase.QUEUE))
             return
         self._jobs[job.request_id] = job
         job.task = asyncio.create_task(self._run(job), name=f"prefill {job.request_id}")
@@ -112,9 +116,7 @@ class PrefillWorker:
             if now_ns >= job.deadline_ns and not job.ending:
                 job.ending = True
                 phase = _PHASES[job.state]
-                message = f"the deadline passed in phase {phase}"
-                error = DeadlineExceeded(message, phase=phase)
-                self._fail(job.router_id, job.request_id, error, phase)
+                self._report(job, DeadlineExceeded(f"the deadline passed in phase {phase}"))
                 self._cancel(job)
 
     def owners(self) -> Collection[Owner]:
@@ -145,11 +147,7 @@ class PrefillWorker:
         if command.request_id in self._jobs:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
         check_work(self._model, command)
-        total = blocks_for(len(command.prompt), self._kv.block_tokens)
-        if not self._holdings.could_ever_hold(total):
-            raise InvalidArgument(
-                f"the prompt needs {total} KV blocks; this worker has {self._kv.num_blocks}"
-            )
+        self._intake.check_fits("the prompt needs", self._blocks_needed(command))
         now = self._clock.now_ns()
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Job(
@@ -172,11 +170,10 @@ class PrefillWorker:
             await self._hand_over(job, job.target)
             done = True
         except EastWestError as error:
-            self._fail(job.router_id, job.request_id, error, _PHASES[job.state])
+            self._report(job, error)
         except Exception as error:
             log.exception("prefill of %s failed", job.request_id)
-            internal = InternalError(f"prefill failed: {type(error).__name__}: {error}")
-            self._fail(job.router_id, job.request_id, internal, _PHASES[job.state])
+            self._report(job, InternalError.caused_by("the prefill", error))
         finally:
             self._scheduler.remove(job.request_id)
             if job.target is not None and not done:
@@ -185,43 +182,24 @@ class PrefillWorker:
     async def _place(self, job: Job) -> Target:
         """Give the job blocks, with as much of its prefix in them as can be had."""
         ticket = job.command.ticket
-        # The last prompt token must run through the model: its logits give the first token.
-        usable = (len(job.command.prompt) - 1) // self._kv.block_tokens
+        usable = reusable_blocks(len(job.command.prompt), self._kv.block_tokens)
         if job.local:
-            assert self._local is not None
             job.blocks = self._local.blocks_of(ticket)
             job.present_tokens = min(usable, ticket.first_block) * self._kv.block_tokens
             return self._local.target(ticket)
-        hashes = job.hashes[:usable]
-        shared = await self._take(job, hashes)
-        job.state = JobState.LOADING
-        missing = hashes[shared:]
-        blocks = job.blocks[shared : shared + len(missing)]
-        loaded = await load_stored(self._store, self._kv, missing, blocks)
+        hashes, total = job.hashes[:usable], self._blocks_needed(job.command)
+        taken = await self._intake.take(job.owner, job.router_id, hashes, total)
+        job.blocks, job.state = taken.blocks, JobState.LOADING
+        loaded = await self._intake.fill(taken, hashes)
+        job.published = taken.shared + loaded
         job.loaded_tokens = loaded * self._kv.block_tokens
-        job.present_tokens = shared * self._kv.block_tokens + job.loaded_tokens
-        self._publish(job, shared + loaded)
+        job.present_tokens = job.published * self._kv.block_tokens
         target = self._sender.begin(ticket, job.blocks, deadline_ns=job.deadline_ns)
-        target.ready(min(shared + loaded, ticket.num_blocks))
+        target.ready(job.published)
         return target
 
-    async def _take(self, job: Job, hashes: list[BlockHash]) -> int:
-        total = blocks_for(len(job.command.prompt), self._kv.block_tokens)
-        async with self._placing:
-            while True:
-                try:
-                    taken = self._holdings.take(
-                        job.owner,
-                        hashes,
-                        total,
-                        router_id=job.router_id,
-                        lease_until_ns=self._clock.now_ns() + self._lease_ns,
-                    )
-                except Overloaded:
-                    await self._holdings.wait_change()
-                else:
-                    job.blocks = taken.blocks
-                    return taken.shared
+    def _blocks_needed(self, command: Prefill) -> int:
+        return blocks_for(len(command.prompt), self._kv.block_tokens)
 
     async def _compute(self, job: Job) -> None:
         job.state = JobState.COMPUTING
@@ -272,9 +250,8 @@ class PrefillWorker:
         self._holdings.publish(job.blocks[fresh], job.hashes[fresh])
         job.published = max(job.published, full)
 
-    def _fail(self, router_id: str, request_id: str, error: EastWestError, phase: Phase) -> None:
-        phase = error.phase or phase
-        self._emit(router_id, Failed(request_id, error.code, error.message, phase))
+    def _report(self, job: Job, error: EastWestError) -> None:
+        self._emit(job.router_id, Failed.of(job.request_id, error, _PHASES[job.state]))
 
     # Steps.
 
@@ -292,12 +269,11 @@ class PrefillWorker:
     def _drop_orphans(self) -> None:
         """Jobs that fill a reservation of this replica end with it."""
         for job in self._jobs.values():
-            if job.local and job.request_id in self._scheduler:
-                assert self._local is not None
-                if not self._local.holds(job.command.ticket):
-                    self._scheduler.remove(job.request_id)
-                    error = LeaseExpired("the reservation of this replica is gone")
-                    job.first_token.set_exception(error)
+            computing = job.local and job.request_id in self._scheduler
+            if computing and not self._local.holds(job.command.ticket):
+                self._scheduler.remove(job.request_id)
+                error = LeaseExpired("the reservation of this replica is gone")
+                job.first_token.set_exception(error)
 
     def apply(self, result: StepResult) -> None:
         for chunk, token in zip(self._planned, result.tokens, strict=True):
@@ -313,7 +289,7 @@ class PrefillWorker:
                 job.first_token.set_result(token)
 
     def failed(self, error: Exception) -> None:
-        internal = InternalError(f"an engine step failed: {type(error).__name__}: {error}")
+        internal = InternalError.caused_by("an engine step", error)
         for chunk in self._planned:
             if chunk.job_id in self._scheduler:
                 self._jobs[chunk.job_id].first_token.set_exception(internal)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from eastwest.blocks import blocks_for
+from eastwest.blocks import sequence_blocks
 from eastwest.errors import InvalidArgument
 from eastwest.messages import Abort, Command, Liveness, Load, WorkerInfo
 from eastwest.types import Role
@@ -105,8 +105,8 @@ class Worker:
         return self.sequences + self.foreign_sequences
 
     def blocks_of(self, request: Request) -> int:
-        """KV blocks of the request's prompt and output on this worker; the last token has none."""
-        return blocks_for(len(request.prompt) + request.max_tokens - 1, self.info.block_tokens)
+        """KV blocks of the request's prompt and output on this worker."""
+        return sequence_blocks(len(request.prompt), request.max_tokens, self.info.block_tokens)
 
     def send(self, command: Command) -> Send:
         return Send(self.info.worker_id, self.info.epoch, command)
