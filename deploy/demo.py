@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import psutil
 from rich.console import Console
@@ -34,28 +32,32 @@ async def run_demo(config: Config, console: Console) -> None:
     """The whole story; raises a typed error where any part of it fails."""
     store = config.store.model_copy(update={"idle_s": IDLE_S})
     config = config.model_copy(update={"store": store})
-    with _status(console) as progress:
-        deployment = await Deployment(config, progress=progress).__aenter__()
+    progress = _Progress(console)
+    deployment = Deployment(config, progress=progress)
+    with progress:
+        await deployment.start()
     try:
         async with AsyncClient(deployment.address) as client:
-            await _story(deployment, client, console)
+            await _story(deployment, client, console, progress)
         _show_memory(console)
     finally:
-        with _status(console) as progress:
-            await deployment.__aexit__(None, None, None)
+        with progress:
+            await deployment.stop()
     console.print("everything is stopped")
 
 
-async def _story(deployment: Deployment, client: AsyncClient, console: Console) -> None:
+async def _story(
+    deployment: Deployment, client: AsyncClient, console: Console, progress: _Progress
+) -> None:
     model = await client.model_info()
     console.print(
         f"[bold]{model.name}[/] ({model.architecture}, {model.dtype}, "
         f"{model.kv_bytes_per_token:,} bytes of KV a token) at {deployment.address}\n"
     )
     await _ask(client, console, QUESTIONS[0])
-    await _wait_for_spill(client, console)
+    await _wait_for_spill(client, console, progress)
     decode = next(w for w in deployment.supervisor.workers() if w.startswith(Role.DECODE))
-    with _status(console) as progress:
+    with progress:
         progress(f"stopping {decode}: all KV on its device is gone")
         await deployment.stop_worker(decode)
         progress("starting a new decode worker")
@@ -90,9 +92,9 @@ async def _ask(client: AsyncClient, console: Console, question: str) -> Completi
     return completion
 
 
-async def _wait_for_spill(client: AsyncClient, console: Console) -> None:
+async def _wait_for_spill(client: AsyncClient, console: Console, progress: _Progress) -> None:
     """Until no session rests on a device any more and one has been stored."""
-    with _status(console) as progress:
+    with progress:
         progress(f"the session is inactive; after {IDLE_S:g} s it spills to the store")
         async with asyncio.timeout(SPILL_TIMEOUT_S):
             while True:
@@ -124,32 +126,24 @@ def _show_memory(console: Console) -> None:
     )
 
 
-class _Lines:
-    """Progress where there is no terminal: a line for each new text."""
+class _Progress:
+    """Says what is waited for, inside a `with`: a spinner with the latest text on a terminal, a
+    line for each text elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._status = console.status("") if console.is_terminal else None
 
-    def __enter__(self) -> Callable[[str], None]:
-        return lambda text: self._console.print(f"… {text}", markup=False)
+    def __call__(self, text: str) -> None:
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            self._console.print(f"… {text}", markup=False)
 
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-class _Spinner:
-    """Progress on a terminal: a spinner with the latest text."""
-
-    def __init__(self, console: Console) -> None:
-        self._status = console.status("")
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._status.start()
-        return self._status.update
+    def __enter__(self) -> None:
+        if self._status is not None:
+            self._status.start()
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-
-def _status(console: Console) -> AbstractContextManager[Callable[[str], None]]:
-    return _Spinner(console) if console.is_terminal else _Lines(console)
+        if self._status is not None:
+            self._status.stop()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
+from typing import TypeVar
 
 from deploy.hosting import worker_spec, worker_specs
 from deploy.replica import pool_of
@@ -27,9 +28,11 @@ Progress = Callable[[str], None]
 
 READY_TIMEOUT_S = 600.0
 
+T = TypeVar("T")
+
 
 class Deployment:
-    """An async context manager: inside it, the router serves at `address`.
+    """Between `start` and `stop`, or as an async context manager, the router serves at `address`.
 
     progress: told in words what is going on whenever that takes time.
     """
@@ -45,10 +48,19 @@ class Deployment:
         self._next_index: dict[Role, int] = {}
         self.address = ""
 
-    async def __aenter__(self) -> Deployment:
+    async def start(self) -> None:
+        """Bring everything up; where that fails, nothing stays up."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """Take everything down. Idempotent."""
+        self._progress("stopping")
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Deployment:
+        await self.start()
         return self
 
     async def __aexit__(
@@ -57,8 +69,7 @@ class Deployment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress("stopping")
-        await self._stack.aclose()
+        await self.stop()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         from engine.catalog import resolve_model
@@ -86,49 +97,52 @@ class Deployment:
         specs = worker_specs(self.config, self._host)
         self._progress(f"starting {len(specs)} workers: each loads the model")
         placed = [self.supervisor.start_worker(spec) for spec in specs]
-        await asyncio.gather(*placed)
+        await _in_time(asyncio.gather(*placed))
         for role in Role:
             self._next_index[role] = pool_of(self.config, role).replicas
         await self.wait_ready()
 
     async def wait_ready(self) -> None:
         """Until requests can be served; `Unavailable` where that takes too long."""
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await self.router.wait_ready()
-        except TimeoutError:
-            raise Unavailable(f"no usable workers within {READY_TIMEOUT_S:g} s") from None
+        await _in_time(self.router.wait_ready())
 
     def _start_store(self, stack: AsyncExitStack) -> None:
         """Without a URL, an embedded server is started and its URL takes the empty place."""
         store = self.config.store
         if not store.enabled or store.url is not None:
-            self.embedded = None
             return
         from kv_store.embedded import EmbeddedValkey
 
         self._progress("starting an embedded Valkey")
-        self.embedded = EmbeddedValkey(store.maxmemory_bytes)
-        self.embedded.start()
-        stack.callback(self.embedded.stop)
-        with_url = store.model_copy(update={"url": self.embedded.url})
+        embedded = EmbeddedValkey(store.maxmemory_bytes)
+        embedded.start()
+        stack.callback(embedded.stop)
+        with_url = store.model_copy(update={"url": embedded.url})
         self.config = self.config.model_copy(update={"store": with_url})
 
     def _cpus(self) -> int:
         """Logical CPUs of a local cluster: at least as many as the workers ask for, since on
         one machine more workers than cores is slow and not wrong."""
-        asked = sum(
-            pool_of(self.config, r).replicas * pool_of(self.config, r).threads for r in Role
-        )
+        asked = sum(p.replicas * p.threads for p in (pool_of(self.config, r) for r in Role))
         # Room for one more of each role, so that a replacement can start beside what it replaces.
         return max(os.cpu_count() or 1, asked + len(Role))
 
     async def start_worker(self, role: Role) -> Placed:
-        """One more replica of a pool; returns when it serves."""
+        """One more replica of a pool; returns when it serves, `Unavailable` where it never does."""
         index = self._next_index[role]
         self._next_index[role] += 1
-        return await self.supervisor.start_worker(worker_spec(self.config, role, index, self._host))
+        spec = worker_spec(self.config, role, index, self._host)
+        return await _in_time(self.supervisor.start_worker(spec))
 
     async def stop_worker(self, worker_id: str) -> None:
         """End a replica for good."""
         await self.supervisor.stop_worker(worker_id)
+
+
+async def _in_time(workers: Awaitable[T]) -> T:
+    """What is waited for, unless it takes longer than any worker should need."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            return await workers
+    except TimeoutError:
+        raise Unavailable(f"no usable workers within {READY_TIMEOUT_S:g} s") from None

@@ -29,7 +29,7 @@ from eastwest.messages import (
     WorkerInfo,
 )
 from eastwest.ports import BlockStore, Engine
-from eastwest.rpc import server_options
+from eastwest.rpc import CONTROL_MESSAGE_BYTES, server_options
 from eastwest.types import Role
 from engine.blocks import BlockPool
 from kv_transfer.auditor import Audit
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 TICK_S = 0.2
 # How long streams that were told to end may take to do so.
 STOP_GRACE_S = 1.0
-# Commands carry whole prompts, and frames up to kv.frame_bytes of KV.
-MESSAGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +141,7 @@ class Replica:
 
     async def start(self) -> WorkerInfo:
         """Serve; returns the address and all else a router needs."""
-        options = server_options(MESSAGE_BYTES)
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
         self._control.add_to(self._server)
         transfers = KvTransferService(
             self._decode.receiver, self._clock, idle_s=self._config.kv.lease_s

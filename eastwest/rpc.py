@@ -37,6 +37,10 @@ _FROM_STATUS = {
 
 Options = list[tuple[str, int]]
 
+# Between our own processes: commands carry whole prompts, frames up to kv.frame_bytes of KV. A
+# larger message is a defect.
+CONTROL_MESSAGE_BYTES = 64 << 20
+
 
 def error_metadata(error: EastWestError) -> tuple[tuple[str, str], ...]:
     """The trailing metadata that goes with `error`."""

@@ -107,22 +107,25 @@ def read_generate(
     request: inference.GenerateRequest, model: ModelInfo, limits: LimitsConfig, rng: random.Random
 ) -> Ask:
     """What a Generate call asks for."""
-    _check_model(request.model, model)
-    return Ask(
-        request_id=_request_id(request.request_id, rng),
-        tenant=_name("tenant", request.tenant, TENANT_BYTES),
-        session=_session(request.session) if request.HasField("session") else None,
-        sampling=_sampling(request.sampling_params, model, limits, rng),
-        stream=request.stream if request.HasField("stream") else True,
-        prompt=_prompt(request, model, limits),
-        messages=(),
-    )
+    ask = _read_common(request, model, limits, rng)
+    return replace(ask, prompt=_prompt(request, model, limits))
 
 
 def read_chat(
     request: inference.ChatRequest, model: ModelInfo, limits: LimitsConfig, rng: random.Random
 ) -> Ask:
     """What a Chat call asks for."""
+    ask = _read_common(request, model, limits, rng)
+    return replace(ask, messages=_messages(request.messages, limits))
+
+
+def _read_common(
+    request: inference.GenerateRequest | inference.ChatRequest,
+    model: ModelInfo,
+    limits: LimitsConfig,
+    rng: random.Random,
+) -> Ask:
+    """All but the input."""
     _check_model(request.model, model)
     return Ask(
         request_id=_request_id(request.request_id, rng),
@@ -131,7 +134,7 @@ def read_chat(
         sampling=_sampling(request.sampling_params, model, limits, rng),
         stream=request.stream if request.HasField("stream") else True,
         prompt="",
-        messages=_messages(request.messages, limits),
+        messages=(),
     )
 
 

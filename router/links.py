@@ -18,7 +18,7 @@ import grpc.aio
 
 from eastwest.errors import EastWestError, Incompatible, Unavailable
 from eastwest.messages import PROTOCOL_VERSION, Command, Event, WorkerInfo
-from eastwest.rpc import channel_options, error_from_rpc
+from eastwest.rpc import CONTROL_MESSAGE_BYTES, channel_options, error_from_rpc
 from eastwest.types import Role
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.v1 import worker_pb2_grpc as worker_grpc
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 GREETING_TIMEOUT_S = 5.0
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 2.0
-# A worker's messages are small; one of this size is a defect. Commands are cut far below it.
-MESSAGE_BYTES = 64 << 20
 BATCH_BYTES = 1 << 20
 
 _Call = grpc.aio.StreamStreamCall[worker.RouterMessage, worker.WorkerMessage]
@@ -132,7 +130,7 @@ class WorkerLink:
         """One connection from dial to end; returns why it ended."""
         # A channel of its own for each attempt: gRPC's own reconnect backoff, which a shared
         # channel remembers, would come on top of this one.
-        options = [*channel_options(MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+        options = [*channel_options(CONTROL_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             stub = worker_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
             call: _Call = stub.Control()

@@ -35,7 +35,7 @@ from eastwest.messages import (
     SequenceOutput,
     Stepped,
 )
-from eastwest.rpc import server_options
+from eastwest.rpc import CONTROL_MESSAGE_BYTES, server_options
 from eastwest.stopping import StopRule
 from eastwest.testing.builders import a_load, a_ticket, a_worker
 from eastwest.testing.gates import Changes, Gate
@@ -49,7 +49,6 @@ CommandT = TypeVar("CommandT", bound=Command)
 
 SIMULATED_NS = 1_000  # every duration that it reports
 _OUTBOX_MAX = 1 << 16
-_MESSAGE_BYTES = 64 << 20
 _Outbox = asyncio.Queue[Event]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -181,7 +180,7 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
 
     async def start(self, port: int = 0) -> None:
         """Serve on the loopback interface."""
-        self._server = grpc.aio.server(options=server_options(_MESSAGE_BYTES))
+        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
         worker_pb2_grpc.add_WorkerServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         bound = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.info = replace(self.info, address=f"127.0.0.1:{bound}")
