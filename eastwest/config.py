@@ -49,12 +49,12 @@ class ModelConfig(Section):
 
 
 class LayoutConfig(Section):
-    """Ranks of one replica."""
+    """How the ranks of one replica share the model: tp * pp * dp ranks."""
 
-    tp: int = Field(1, ge=1, le=1024)
-    pp: int = Field(1, ge=1, le=1024)
-    ep: int = Field(1, ge=1, le=1024)
-    dp: int = Field(1, ge=1, le=1024)
+    tp: int = Field(1, ge=1, le=1024, description="ranks that share every layer")
+    pp: int = Field(1, ge=1, le=1024, description="stages, each with a range of layers")
+    ep: int = Field(1, ge=1, le=1024, description="shares of the experts, over tp and dp ranks")
+    dp: int = Field(1, ge=1, le=1024, description="groups with KV and sequences of their own")
 
     def layout(self) -> ParallelLayout:
         return ParallelLayout(self.tp, self.pp, self.ep, self.dp)
@@ -66,7 +66,15 @@ class PoolConfig(Section):
     replicas: int = Field(1, ge=0, le=4096)
     layout: LayoutConfig = LayoutConfig()
     threads: int = Field(1, ge=1, le=1024, description="compute threads of one rank (CPU)")
-    kv_tokens: int = Field(16384, ge=16, description="size of one replica's paged KV, in tokens")
+    kv_tokens: int = Field(
+        16384, ge=16, description="size of the paged KV of one data-parallel group, in tokens"
+    )
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float8_e4m3", "int8"] = Field(
+        "auto", description="of the paged KV; auto: that of the model; 8 bits: with a scale a row"
+    )
+    block_tokens: int | None = Field(
+        None, ge=1, le=1024, description="tokens of one block; none: kv.block_tokens"
+    )
     step_tokens: int = Field(
         512, ge=1, description="most prompt tokens in one engine step: the chunk of a long prompt"
     )
@@ -82,7 +90,12 @@ class KVConfig(Section):
         1 << 20, ge=1 << 12, le=1 << 24, description="payload of one transfer frame, at most"
     )
     inflight_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="bytes on the way between one pair of workers, at most"
+        64 << 20, ge=1 << 20, description="bytes on the way between one pair of ranks, at most"
+    )
+    transports: tuple[Literal["shared_memory", "nixl", "grpc"], ...] = Field(
+        ("shared_memory", "nixl", "grpc"),
+        min_length=1,
+        description="allowed ways for KV to move; the first that both sides of a pair have is used",
     )
     lease_s: float = Field(
         30.0, gt=0, description="a reservation frees itself this long after its last sign of life"

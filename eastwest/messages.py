@@ -13,14 +13,15 @@ from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a replica serves. Equal `fingerprint` means interchangeable KV.
+    """What a replica serves. Equal `fingerprint` means that KV means the same.
 
-    fingerprint: hash of architecture, weights, dtype. eos_ids: tokens that end a text.
+    fingerprint: hash of architecture, weights, dtype. eos_ids: tokens that end a text. kv: how
+    this replica keeps KV, whose dtype may differ from that of others with the same fingerprint.
     """
 
     name: str
@@ -33,12 +34,44 @@ class ModelInfo:
     kv: KVSpec
 
 
+class Transport(enum.StrEnum):
+    """How the payload of frames gets from one rank to another; best first."""
+
+    SHARED_MEMORY = "shared_memory"
+    NIXL = "nixl"
+    GRPC = "grpc"
+
+
 @dataclass(frozen=True, slots=True)
 class RankEndpoint:
-    """Where one rank of a replica takes KV: address ``host:port`` of its KvTransfer service."""
+    """Where one rank of a replica takes KV.
+
+    rank: within its data-parallel group. address: ``host:port`` of its KvTransfer service.
+    memory: how a transport that writes by itself finds the rank's paged KV; "" for not at all.
+    """
 
     rank: int
     address: str
+    memory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvSource:
+    """What a decode worker has to know of the worker that will fill a reservation.
+
+    layout: of one data-parallel group. host: equal for processes that can share memory.
+    transports: what the worker can send by.
+    """
+
+    worker_id: str
+    epoch: int
+    fingerprint: str
+    layout: ParallelLayout
+    kv: KVSpec
+    block_tokens: int
+    host: str
+    transports: tuple[Transport, ...]
+    protocol_version: int = PROTOCOL_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +79,8 @@ class WorkerInfo:
     """What a worker says of itself when a router connects.
 
     epoch: this incarnation; larger than that of any former one with the same worker_id.
-    address: ``host:port`` of its gRPC server. step_tokens: most prompt tokens in one step.
+    address: ``host:port`` of its gRPC server. num_blocks: of all data-parallel groups together.
+    step_tokens: most prompt tokens in one step. host, transports: see `KvSource`.
     """
 
     worker_id: str
@@ -55,12 +89,32 @@ class WorkerInfo:
     address: str
     model: ModelInfo
     layout: ParallelLayout
-    endpoints: tuple[RankEndpoint, ...]
     block_tokens: int
     num_blocks: int
     running_max: int
     step_tokens: int
+    host: str = ""
+    transports: tuple[Transport, ...] = (Transport.GRPC,)
     protocol_version: int = PROTOCOL_VERSION
+
+    @property
+    def sequence_blocks_max(self) -> int:
+        """Most blocks that one sequence can have: those of one data-parallel group."""
+        return self.num_blocks // self.layout.dp
+
+    def source(self) -> KvSource:
+        """This worker as the one that fills a reservation."""
+        return KvSource(
+            self.worker_id,
+            self.epoch,
+            self.model.fingerprint,
+            self.layout.of_group,
+            self.model.kv,
+            self.block_tokens,
+            self.host,
+            self.transports,
+            self.protocol_version,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +122,16 @@ class Ticket:
     """A decode worker's promise of room, given to the prefill worker that fills it.
 
     Blocks ``[first_block, num_blocks)`` of the prompt (in blocks of `block_tokens`, the
-    receiver's) must be pushed; those before are already there. `seed` names the incarnation's
-    transfer; frames for another epoch are refused.
+    receiver's) must be pushed, in the dtype of `kv`; those before are already there. The last one
+    ends with token `num_tokens`. endpoints: the ranks of the group that holds the blocks, and
+    layout theirs. address: ``host:port`` that takes the commit. epoch: frames for another one are
+    refused. transport: by which payloads come.
     """
 
     transfer_id: str
     worker_id: str
     epoch: int
+    address: str
     endpoints: tuple[RankEndpoint, ...]
     layout: ParallelLayout
     kv: KVSpec
@@ -82,7 +139,9 @@ class Ticket:
     block_tokens: int
     first_block: int
     num_blocks: int
+    num_tokens: int
     lease_s: float
+    transport: Transport = Transport.GRPC
 
 
 # Commands: router to worker.
@@ -92,8 +151,8 @@ class Ticket:
 class Reserve:
     """Make room for prompt and output on a decode worker, load what is stored; answer Reserved.
 
-    salt: the tenant's cache salt. session_id: "" for none. timeout_s: what is left of the
-    request's deadline when sent.
+    salt: the tenant's cache salt. session_id: "" for none. source: the worker that will compute
+    the prompt. timeout_s: what is left of the request's deadline when sent.
     """
 
     request_id: str
@@ -102,6 +161,7 @@ class Reserve:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int
+    source: KvSource
     timeout_s: float
 
 
@@ -207,8 +267,25 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class KvLink:
+    """KV that came from one prefill worker since this incarnation began, in payload bytes.
+
+    transport: that of the latest transfer.
+    """
+
+    source: str
+    transport: Transport
+    transfers: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """A worker's state, sent at least every heartbeat interval; also its sign of life."""
+    """A worker's state, sent at least every heartbeat interval; also its sign of life.
+
+    links: one entry a prefill worker. expert_tokens: pairs of token and expert that each
+    expert-parallel rank has computed; empty for dense models.
+    """
 
     free_blocks: int
     cached_blocks: int
@@ -222,6 +299,8 @@ class Load:
     sessions_spilled: int
     transfer_bytes: int
     store_available: bool
+    links: tuple[KvLink, ...] = ()
+    expert_tokens: tuple[int, ...] = ()
 
 
 Event = Reserved | Prefilled | Stepped | Failed | Load

@@ -36,40 +36,90 @@ class StepRow:
     tokens: ids to feed, at least one, at positions ``start, start + 1, ...``. blocks: the block
     table; entry i holds the KV of positions ``[i * block_tokens, (i + 1) * block_tokens)`` and
     covers at least ``start + len(tokens)``; KV of all positions before `start` is present.
-    sample: None where the row's last token is not the last known one (a chunk in mid-prompt).
+    Block ids are the replica's: ``group * blocks of one group + the rank's own block``; all
+    blocks of a row are of one data-parallel group. sample: None where the row's last token is not
+    the last known one (a chunk in mid-prompt). transfer: of the push that this row's KV feeds,
+    "" for none.
     """
 
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
     sample: SampleInput | None
+    transfer: str = ""
 
 
 class KVMemory(Protocol):
     """The paged KV of one rank, addressed in canonical terms (see `eastwest.layout`).
 
-    `layers` and `heads` are global indices inside `shard`. Callers make sure that nothing
-    writes to the blocks they read; reads and writes of disjoint blocks may run in threads
-    beside an engine step.
+    `layers` and `heads` are global indices inside `shard`; `blocks` are the rank's own, from 0.
+    `tokens`, where given, narrows the run that the blocks hold: position 0 is the first token of
+    ``blocks[0]``. Callers make sure that nothing writes to the blocks they read; reads and writes
+    of disjoint blocks may run in threads beside an engine step.
     """
 
-    spec: KVSpec
-    shard: Shard
-    num_blocks: int
-    block_tokens: int
+    @property
+    def spec(self) -> KVSpec: ...
+    @property
+    def shard(self) -> Shard: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
 
-    def read(self, blocks: Sequence[int], layers: range, heads: range) -> Buffer:
+    def read(
+        self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
+    ) -> Buffer:
         """The canonical bytes of the run that `blocks` (in this order) hold: one new buffer."""
 
-    def write(self, blocks: Sequence[int], layers: range, heads: range, payload: Buffer) -> None:
+    def write(
+        self,
+        blocks: Sequence[int],
+        layers: range,
+        heads: range,
+        payload: Buffer,
+        tokens: range | None = None,
+    ) -> None:
         """Put a canonical run into `blocks`. `len(payload)` must be exact (`InvalidArgument`)."""
 
 
+class ReplicaKV(Protocol):
+    """The paged KV of a whole replica, block by block and over all layers and heads.
+
+    Block ids are the replica's (see `StepRow`). Used off the hot path: to spill and to load.
+    Whatever ends a call, nothing touches the blocks after it.
+    """
+
+    @property
+    def spec(self) -> KVSpec: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+
+    async def read(self, blocks: Sequence[int]) -> list[Buffer]:
+        """The canonical bytes of each block."""
+
+    async def write(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        """Fill blocks with canonical bytes, one payload each (`InvalidArgument`)."""
+
+
+class StepProgress(Protocol):
+    """Told how far a step is, from the thread it runs in; must return quickly.
+
+    KV of all rows' tokens before position ``ends[i]`` (i-th row) is present in `layers` on this
+    rank. Each layer of the rank is named for each row's last token by the end of the step.
+    """
+
+    def __call__(self, layers: range, ends: Sequence[int]) -> None: ...
+
+
 class Engine(Protocol):
-    """One model replica, below batching. `step` blocks; all else is cheap.
+    """One rank of a model replica, below batching. `step` blocks; all else is cheap.
 
     One thread at a time calls `step`. Rows are independent sequences; a row's blocks belong to
-    the caller, shared blocks are never written.
+    the caller, shared blocks are never written. Every rank of a replica runs every step, with the
+    same rows in the same order; a rank that dies fails the step on all others.
     """
 
     @property
@@ -78,14 +128,23 @@ class Engine(Protocol):
 
     @property
     def layout(self) -> ParallelLayout:
-        """How its ranks share the model."""
+        """How the replica's ranks share the model."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
 
     @property
     def kv(self) -> KVMemory:
-        """The paged KV of its first rank."""
+        """The paged KV of this rank."""
 
-    def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
-        """Run one batch; the i-th result is the i-th row's token, None where it did not sample."""
+    def step(
+        self, rows: Sequence[StepRow], progress: StepProgress | None = None
+    ) -> list[SampledToken | None]:
+        """Run one batch; the i-th result is the i-th row's token, None where it did not sample.
+
+        On ranks other than the layout's leader all results are None, and so is ``row.sample``
+        but for its being None or not."""
 
     def close(self) -> None:
         """Free memory and end threads. Idempotent."""

@@ -49,7 +49,7 @@ class Worker:
     will; asked_blocks are reservations not answered yet; granted_blocks those answered since the
     last report, less what has ended since. foreign_*: what the last report held beyond that,
     the work of other routers. orphans: work to abort if a silent worker speaks again. kind:
-    workers of one kind can feed each other; model, KV dtype and block size in one word.
+    workers of one kind can feed each other: they serve the same model.
     """
 
     info: WorkerInfo
@@ -68,8 +68,7 @@ class Worker:
     kind: str = field(init=False)
 
     def __post_init__(self) -> None:
-        model = self.info.model
-        self.kind = f"{model.fingerprint}/{model.kv.dtype}/{self.info.block_tokens}"
+        self.kind = self.info.model.fingerprint
 
     def __str__(self) -> str:
         return f"{self.info.role} worker {self.info.worker_id}"
@@ -213,13 +212,16 @@ class Fleet:
         """Raise `InvalidArgument` where no known decode worker, up or not, could hold the request
         even when empty. Knowing none says nothing."""
         decoding = [w for w in self._workers.values() if w.decodes]
-        if not decoding or any(w.blocks_of(request) <= w.info.num_blocks for w in decoding):
+        if not decoding or any(
+            w.blocks_of(request) <= w.info.sequence_blocks_max for w in decoding
+        ):
             return
-        largest = max(decoding, key=lambda w: w.info.num_blocks * w.info.block_tokens)
+        largest = max(decoding, key=lambda w: w.info.sequence_blocks_max * w.info.block_tokens)
         raise InvalidArgument(
             f"a prompt of {len(request.prompt)} tokens with up to {request.max_tokens} new ones "
-            f"needs {largest.blocks_of(request)} KV blocks; allowed: {largest.info.num_blocks}, "
-            f"all blocks of the largest decode worker"
+            f"needs {largest.blocks_of(request)} KV blocks; allowed: "
+            f"{largest.info.sequence_blocks_max}, what one sequence can have on the largest "
+            f"decode worker"
         )
 
     def views(self) -> tuple[WorkerView, ...]:

@@ -133,6 +133,7 @@ class Lifecycle:
             prompt=request.prompt,
             sampling=request.sampling,
             max_tokens=request.max_tokens,
+            source=placement.prefill.info.source(),
             timeout_s=seconds(request.deadline_ns - now_ns),
         )
         out.append(placement.decode.send(command))

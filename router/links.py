@@ -238,7 +238,7 @@ def batches(commands: Sequence[Command]) -> list[list[worker.Command]]:
 
 def check_welcome(info: WorkerInfo, worker_id: str, last_epoch: int) -> None:
     """Raise `Incompatible` where a worker's account of itself cannot be true or used."""
-    model, ranks = info.model, [e.rank for e in info.endpoints]
+    model = info.model
     sizes = {
         "block_tokens": info.block_tokens,
         "num_blocks": info.num_blocks,
@@ -256,7 +256,7 @@ def check_welcome(info: WorkerInfo, worker_id: str, last_epoch: int) -> None:
         raise Incompatible(f"it has {', '.join(too_small)}; allowed: at least 1")
     if not model.fingerprint or any(i >= model.vocab_size for i in model.eos_ids):
         raise Incompatible("its model has no fingerprint, or end tokens outside its vocabulary")
-    if info.role is not Role.PREFILL and ranks != list(range(info.layout.world_size)):
+    if info.num_blocks % info.layout.dp:
         raise Incompatible(
-            f"it takes KV on ranks {ranks}; allowed: each of its {info.layout.world_size}, in order"
+            f"its {info.num_blocks} blocks are not the same for each of {info.layout.dp} groups"
         )

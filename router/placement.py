@@ -57,7 +57,7 @@ def has_room(worker: Worker, blocks: int) -> bool:
         return True
     spillable = worker.load is not None and worker.load.sessions_inactive > 0
     may_ask = worker.asked_blocks == 0 and (spillable or worker.sequences == 0)
-    return may_ask and blocks <= worker.info.num_blocks
+    return may_ask and blocks <= worker.info.sequence_blocks_max
 
 
 def takes_prompt(worker: Worker) -> bool:

@@ -44,7 +44,7 @@ class Command(_message.Message):
     def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
-    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s")
+    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Reserve(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     session_id: str
@@ -59,7 +60,30 @@ class Reserve(_message.Message):
     sampling: _inference_pb2.SamplingParams
     max_tokens: int
     timeout_s: float
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    source: KvSource
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ...) -> None: ...
+
+class KvSource(_message.Message):
+    __slots__ = ("worker_id", "epoch", "fingerprint", "layout", "kv", "block_tokens", "host", "transports", "protocol_version")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    fingerprint: str
+    layout: Layout
+    kv: KvSpec
+    block_tokens: int
+    host: str
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    protocol_version: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., block_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s")
@@ -98,32 +122,34 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., events: _Optional[_Union[Events, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "endpoints", "block_tokens", "num_blocks", "running_max", "protocol_version", "step_tokens")
+    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "block_tokens", "num_blocks", "running_max", "protocol_version", "step_tokens", "host", "transports")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_MAX_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
     address: str
     model: Model
     layout: Layout
-    endpoints: _containers.RepeatedCompositeFieldContainer[RankEndpoint]
     block_tokens: int
     num_blocks: int
     running_max: int
     protocol_version: int
     step_tokens: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ..., step_tokens: _Optional[int] = ...) -> None: ...
+    host: str
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ..., step_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "fingerprint", "architecture", "dtype", "context_tokens", "vocab_size", "eos_ids", "kv")
@@ -172,15 +198,17 @@ class Layout(_message.Message):
     def __init__(self, tp: _Optional[int] = ..., pp: _Optional[int] = ..., ep: _Optional[int] = ..., dp: _Optional[int] = ...) -> None: ...
 
 class RankEndpoint(_message.Message):
-    __slots__ = ("rank", "address")
+    __slots__ = ("rank", "address", "memory")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     rank: int
     address: str
-    def __init__(self, rank: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    memory: str
+    def __init__(self, rank: _Optional[int] = ..., address: _Optional[str] = ..., memory: _Optional[str] = ...) -> None: ...
 
 class Ticket(_message.Message):
-    __slots__ = ("transfer_id", "worker_id", "epoch", "endpoints", "layout", "kv", "fingerprint", "block_tokens", "first_block", "num_blocks", "lease_s")
+    __slots__ = ("transfer_id", "worker_id", "epoch", "endpoints", "layout", "kv", "fingerprint", "block_tokens", "first_block", "num_blocks", "lease_s", "address", "num_tokens", "transport")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +220,9 @@ class Ticket(_message.Message):
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     worker_id: str
     epoch: int
@@ -203,7 +234,10 @@ class Ticket(_message.Message):
     first_block: int
     num_blocks: int
     lease_s: float
-    def __init__(self, transfer_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., fingerprint: _Optional[str] = ..., block_tokens: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    address: str
+    num_tokens: int
+    transport: str
+    def __init__(self, transfer_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., fingerprint: _Optional[str] = ..., block_tokens: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ..., num_tokens: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class Events(_message.Message):
     __slots__ = ("epoch", "events")
@@ -312,7 +346,7 @@ class Failed(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available")
+    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "links", "expert_tokens")
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +359,8 @@ class Load(_message.Message):
     SESSIONS_SPILLED_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     STORE_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     free_blocks: int
     cached_blocks: int
     num_blocks: int
@@ -337,7 +373,21 @@ class Load(_message.Message):
     sessions_spilled: int
     transfer_bytes: int
     store_available: bool
-    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[KvLink]
+    expert_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[KvLink, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class KvLink(_message.Message):
+    __slots__ = ("source", "transport", "transfers", "bytes")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transport: str
+    transfers: int
+    bytes: int
+    def __init__(self, source: _Optional[str] = ..., transport: _Optional[str] = ..., transfers: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class AuditRequest(_message.Message):
     __slots__ = ()

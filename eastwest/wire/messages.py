@@ -13,7 +13,14 @@ from eastwest.wire.values import (
     token_from_wire,
     token_to_wire,
 )
-from eastwest.wire.workers import enum_from_wire, ticket_from_wire, ticket_to_wire
+from eastwest.wire.workers import (
+    enum_from_wire,
+    source_from_wire,
+    source_to_wire,
+    ticket_from_wire,
+    ticket_to_wire,
+    transport_from_wire,
+)
 
 # Commands.
 
@@ -29,6 +36,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     prompt=command.prompt,
                     sampling=sampling_to_wire(command.sampling),
                     max_tokens=command.max_tokens,
+                    source=source_to_wire(command.source),
                     timeout_s=command.timeout_s,
                 )
             )
@@ -61,6 +69,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 tuple(reserve.prompt),
                 sampling_from_wire(reserve.sampling),
                 reserve.max_tokens,
+                source_from_wire(reserve.source),
                 reserve.timeout_s,
             )
         case "prefill":
@@ -163,7 +172,17 @@ def event_to_wire(event: m.Event) -> worker.Event:
             )
         case m.Load():
             fields = {name: getattr(event, name) for name in _LOAD_FIELDS}
-            return worker.Event(load=worker.Load(**fields))
+            links = [
+                worker.KvLink(
+                    source=link.source,
+                    transport=link.transport.value,
+                    transfers=link.transfers,
+                    bytes=link.bytes,
+                )
+                for link in event.links
+            ]
+            load = worker.Load(links=links, expert_tokens=event.expert_tokens, **fields)
+            return worker.Event(load=load)
 
 
 def event_from_wire(wire: worker.Event) -> m.Event:
@@ -198,7 +217,15 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                 enum_from_wire(Phase, failed.phase, "phase"),
             )
         case "load":
-            return m.Load(*(getattr(wire.load, name) for name in _LOAD_FIELDS))
+            load = wire.load
+            return m.Load(
+                **{name: getattr(load, name) for name in _LOAD_FIELDS},
+                links=tuple(
+                    m.KvLink(k.source, transport_from_wire(k.transport), k.transfers, k.bytes)
+                    for k in load.links
+                ),
+                expert_tokens=tuple(load.expert_tokens),
+            )
         case _:
             raise InvalidArgument(
                 "an event is empty; allowed: reserved, prefilled, stepped, failed, load"

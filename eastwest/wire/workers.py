@@ -78,11 +78,47 @@ def model_from_wire(wire: worker.Model) -> m.ModelInfo:
 
 
 def endpoints_to_wire(endpoints: Iterable[m.RankEndpoint]) -> list[worker.RankEndpoint]:
-    return [worker.RankEndpoint(rank=e.rank, address=e.address) for e in endpoints]
+    return [worker.RankEndpoint(rank=e.rank, address=e.address, memory=e.memory) for e in endpoints]
 
 
 def endpoints_from_wire(wire: Iterable[worker.RankEndpoint]) -> tuple[m.RankEndpoint, ...]:
-    return tuple(m.RankEndpoint(e.rank, e.address) for e in wire)
+    return tuple(m.RankEndpoint(e.rank, e.address, e.memory) for e in wire)
+
+
+def transport_from_wire(value: str) -> m.Transport:
+    return enum_from_wire(m.Transport, value, "transport")
+
+
+def _transports(wire: Iterable[str]) -> tuple[m.Transport, ...]:
+    return tuple(transport_from_wire(value) for value in wire)
+
+
+def source_to_wire(source: m.KvSource) -> worker.KvSource:
+    return worker.KvSource(
+        worker_id=source.worker_id,
+        epoch=source.epoch,
+        fingerprint=source.fingerprint,
+        layout=layout_to_wire(source.layout),
+        kv=kv_spec_to_wire(source.kv),
+        block_tokens=source.block_tokens,
+        host=source.host,
+        transports=source.transports,
+        protocol_version=source.protocol_version,
+    )
+
+
+def source_from_wire(wire: worker.KvSource) -> m.KvSource:
+    return m.KvSource(
+        wire.worker_id,
+        wire.epoch,
+        wire.fingerprint,
+        layout_from_wire(wire.layout),
+        kv_spec_from_wire(wire.kv),
+        wire.block_tokens,
+        wire.host,
+        _transports(wire.transports),
+        wire.protocol_version,
+    )
 
 
 def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
@@ -93,11 +129,12 @@ def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
         address=info.address,
         model=model_to_wire(info.model),
         layout=layout_to_wire(info.layout),
-        endpoints=endpoints_to_wire(info.endpoints),
         block_tokens=info.block_tokens,
         num_blocks=info.num_blocks,
         running_max=info.running_max,
         step_tokens=info.step_tokens,
+        host=info.host,
+        transports=info.transports,
         protocol_version=info.protocol_version,
     )
 
@@ -110,11 +147,12 @@ def welcome_from_wire(wire: worker.Welcome) -> m.WorkerInfo:
         address=wire.address,
         model=model_from_wire(wire.model),
         layout=layout_from_wire(wire.layout),
-        endpoints=endpoints_from_wire(wire.endpoints),
         block_tokens=wire.block_tokens,
         num_blocks=wire.num_blocks,
         running_max=wire.running_max,
         step_tokens=wire.step_tokens,
+        host=wire.host,
+        transports=_transports(wire.transports),
         protocol_version=wire.protocol_version,
     )
 
@@ -124,6 +162,7 @@ def ticket_to_wire(ticket: m.Ticket) -> worker.Ticket:
         transfer_id=ticket.transfer_id,
         worker_id=ticket.worker_id,
         epoch=ticket.epoch,
+        address=ticket.address,
         endpoints=endpoints_to_wire(ticket.endpoints),
         layout=layout_to_wire(ticket.layout),
         kv=kv_spec_to_wire(ticket.kv),
@@ -131,7 +170,9 @@ def ticket_to_wire(ticket: m.Ticket) -> worker.Ticket:
         block_tokens=ticket.block_tokens,
         first_block=ticket.first_block,
         num_blocks=ticket.num_blocks,
+        num_tokens=ticket.num_tokens,
         lease_s=ticket.lease_s,
+        transport=ticket.transport.value,
     )
 
 
@@ -140,6 +181,7 @@ def ticket_from_wire(wire: worker.Ticket) -> m.Ticket:
         transfer_id=wire.transfer_id,
         worker_id=wire.worker_id,
         epoch=wire.epoch,
+        address=wire.address,
         endpoints=endpoints_from_wire(wire.endpoints),
         layout=layout_from_wire(wire.layout),
         kv=kv_spec_from_wire(wire.kv),
@@ -147,5 +189,7 @@ def ticket_from_wire(wire: worker.Ticket) -> m.Ticket:
         block_tokens=wire.block_tokens,
         first_block=wire.first_block,
         num_blocks=wire.num_blocks,
+        num_tokens=wire.num_tokens,
         lease_s=wire.lease_s,
+        transport=transport_from_wire(wire.transport),
     )
