@@ -125,7 +125,8 @@ class Ticket:
     receiver's) must be pushed, in the dtype of `kv`; those before are already there. The last one
     ends with token `num_tokens`. endpoints: the ranks of the group that holds the blocks, and
     layout theirs. address: ``host:port`` that takes the commit. epoch: frames for another one are
-    refused. transport: by which payloads come.
+    refused. transport: by which payloads come. blocks: where the receiving ranks keep blocks
+    ``[first_block, num_blocks)``, for transports that write by themselves; else empty.
     """
 
     transfer_id: str
@@ -142,6 +143,7 @@ class Ticket:
     num_tokens: int
     lease_s: float
     transport: Transport = Transport.GRPC
+    blocks: tuple[int, ...] = ()
 
 
 # Commands: router to worker.

@@ -19,7 +19,6 @@ import grpc.aio
 from eastwest.errors import EastWestError, Incompatible, Unavailable
 from eastwest.messages import PROTOCOL_VERSION, Command, Event, WorkerInfo
 from eastwest.rpc import CONTROL_MESSAGE_BYTES, channel_options, error_from_rpc
-from eastwest.types import Role
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.v1 import worker_pb2_grpc as worker_grpc
 from eastwest.wire import command_to_wire, event_from_wire, welcome_from_wire

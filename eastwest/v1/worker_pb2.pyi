@@ -208,7 +208,7 @@ class RankEndpoint(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., address: _Optional[str] = ..., memory: _Optional[str] = ...) -> None: ...
 
 class Ticket(_message.Message):
-    __slots__ = ("transfer_id", "worker_id", "epoch", "endpoints", "layout", "kv", "fingerprint", "block_tokens", "first_block", "num_blocks", "lease_s", "address", "num_tokens", "transport")
+    __slots__ = ("transfer_id", "worker_id", "epoch", "endpoints", "layout", "kv", "fingerprint", "block_tokens", "first_block", "num_blocks", "lease_s", "address", "num_tokens", "transport", "blocks")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,7 @@ class Ticket(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     worker_id: str
     epoch: int
@@ -237,7 +238,8 @@ class Ticket(_message.Message):
     address: str
     num_tokens: int
     transport: str
-    def __init__(self, transfer_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., fingerprint: _Optional[str] = ..., block_tokens: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ..., num_tokens: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, transfer_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[RankEndpoint, _Mapping]]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., fingerprint: _Optional[str] = ..., block_tokens: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ..., num_tokens: _Optional[int] = ..., transport: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Events(_message.Message):
     __slots__ = ("epoch", "events")

@@ -173,6 +173,7 @@ def ticket_to_wire(ticket: m.Ticket) -> worker.Ticket:
         num_tokens=ticket.num_tokens,
         lease_s=ticket.lease_s,
         transport=ticket.transport.value,
+        blocks=ticket.blocks,
     )
 
 
@@ -192,4 +193,5 @@ def ticket_from_wire(wire: worker.Ticket) -> m.Ticket:
         num_tokens=wire.num_tokens,
         lease_s=wire.lease_s,
         transport=transport_from_wire(wire.transport),
+        blocks=tuple(wire.blocks),
     )

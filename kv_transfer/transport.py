@@ -1,0 +1,52 @@
+"""The seam between sending KV and the ways it can travel.
+
+Whatever the way, the receiver learns of each region by one frame on the push stream, in any
+order, and its coverage map decides when a transfer is complete. Over gRPC the frame carries the
+payload. A transport that writes by itself (shared memory, RDMA) has put the payload into the
+receiver's reserved blocks when the frame leaves, which carries only the header: the receiver
+checks what lies in its blocks against the checksum.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from eastwest.messages import RankEndpoint, Ticket, Transport
+from eastwest.paged_kv import PagedKV
+from eastwest.ports import Buffer
+from kv_transfer.frame_codec import Header
+from kv_transfer.plan import Region
+
+
+class Outgoing(Protocol):
+    """What one push has to send to one receiving rank, in the receiver's blocks and dtype."""
+
+    def read(self, region: Region) -> Buffer:
+        """The canonical payload of a region: one new buffer."""
+
+    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region) -> int:
+        """Write the same straight into the receiver's mapped pool, whose own blocks of the
+        sequence are `blocks` (of the region alone), and return the checksum that the frame of
+        this payload has (before its seed is made of the header, see `frame_codec`)."""
+
+
+class Delivery(Protocol):
+    """One transfer's way to one receiving rank. Used by one task at a time."""
+
+    async def pack(self, header: Header, outgoing: Outgoing) -> bytes:
+        """The message that tells the receiver of ``header.region``; see above.
+
+        Raises `TransferFailed`, `Unavailable` or `LeaseExpired` where the way is closed."""
+
+    async def close(self) -> None:
+        """Nothing is read or written any more. Idempotent."""
+
+
+class TransportProvider(Protocol):
+    """One transport, as this process has it."""
+
+    @property
+    def transport(self) -> Transport: ...
+
+    def deliver(self, ticket: Ticket, endpoint: RankEndpoint) -> Delivery:
+        """The way to one rank. Raises `TransferFailed` where it turns out not to exist."""
