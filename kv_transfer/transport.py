@@ -24,10 +24,9 @@ class Outgoing(Protocol):
     def read(self, region: Region) -> Buffer:
         """The canonical payload of a region: one new buffer."""
 
-    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region) -> int:
-        """Write the same straight into the receiver's mapped pool, whose own blocks of the
-        sequence are `blocks` (of the region alone), and return the checksum that the frame of
-        this payload has (before its seed is made of the header, see `frame_codec`)."""
+    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region, seed: int) -> int:
+        """Write the same straight into the receiver's mapped pool, where `blocks` are the
+        region's, and return its xxh3_64 with `seed`. May be called in a thread."""
 
 
 class Delivery(Protocol):
