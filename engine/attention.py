@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.kv_memory import block_runs
+from eastwest.paged_kv import block_runs
+from engine.kv_memory import LayerKV
 
 QUERY_ROWS = 64
 
@@ -104,31 +105,21 @@ def slot_runs(
     return tuple(runs)
 
 
-def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segments: Sequence[Segment]
-) -> torch.Tensor:
-    """``queries [T, H, G, D]`` over ``keys, values [H, S, D]``.
+def attend(queries: torch.Tensor, kv: LayerKV, segments: Sequence[Segment]) -> torch.Tensor:
+    """``queries [T, H, G, D]`` over the layer's keys and values.
 
     Returns ``[queries of all segments, H * G * D]``, in the segments' order.
     """
     _, heads, group, dim = queries.shape
-    keys, values = keys.unsqueeze(0), values.unsqueeze(0)
     attended = []
     for segment in segments:
         part = queries[segment.first : segment.first + segment.count]
         if segment.count > 1:
             part = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
         out = F.scaled_dot_product_attention(
-            part, _gathered(keys, segment.runs), _gathered(values, segment.runs), segment.mask
+            part, kv.keys(segment.runs), kv.values(segment.runs), segment.mask
         )
         if segment.count > 1:
             out = out.view(heads, segment.count, group, dim).transpose(0, 1)
         attended.append(out)
     return torch.cat(attended).view(-1, heads * group * dim)
-
-
-def _gathered(pool: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """``[1, H, keys, D]``: the pool's slots of `runs`; a view where that is possible."""
-    if len(runs) == 1:
-        return pool.narrow(2, *runs[0])
-    return torch.cat([pool.narrow(2, *run) for run in runs], dim=2)

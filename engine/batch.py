@@ -27,7 +27,8 @@ _COPIED_RUN = 4
 class Tile:
     """Tokens ``[first, first + count)`` of the batch; T counts them from 0 here.
 
-    runs: ``(T index, first slot, count)`` of where their KV goes. slots: the same, ``[T]``.
+    runs: ``(T index, first slot, count)`` of where their KV goes. slots: the same, ``[T]``, where
+    the runs are so short that one scattered copy is quicker.
     sampled: T indices of the tokens that are a sampling row's last. segments: of all
     queries; last: of the sampled ones alone.
     """
@@ -35,19 +36,10 @@ class Tile:
     first: int
     count: int
     runs: tuple[tuple[int, int, int], ...]
-    slots: torch.Tensor
+    slots: torch.Tensor | None
     sampled: torch.Tensor
     segments: Segments
     last: Segments
-
-    def store(self, pool: torch.Tensor, kv: torch.Tensor) -> None:
-        """Put ``kv [T, H, D]`` into ``pool [H, S, D]``."""
-        kv = kv.transpose(0, 1)
-        if self.count < _COPIED_RUN * len(self.runs):
-            pool.index_copy_(1, self.slots, kv)
-            return
-        for index, slot, count in self.runs:
-            pool[:, slot : slot + count] = kv[:, index : index + count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +52,19 @@ class Batch:
 
 
 class BatchPlanner:
-    """Makes batches for one model and pool. `pool` lends its dtype and device."""
+    """Makes batches for one model. `like` has the activations' dtype and device."""
 
     def __init__(
         self,
         block_tokens: int,
         group: int,
         windows: frozenset[int | None],
-        pool: torch.Tensor,
+        like: torch.Tensor,
     ) -> None:
         self._block_tokens = block_tokens
         self._group = group
         self._windows = windows
-        self._pool = pool
+        self._like = like
 
     def plan(self, rows: Sequence[StepRow]) -> Batch:
         """Rows are checked: each has tokens, and blocks for all its positions."""
@@ -87,7 +79,7 @@ class BatchPlanner:
             positions += range(row.start, end)
         keys_max = 1 + max(positions)
         planners = {
-            window: SegmentPlanner(self._block_tokens, self._group, window, keys_max, self._pool)
+            window: SegmentPlanner(self._block_tokens, self._group, window, keys_max, self._like)
             for window in self._windows
         }
         return Batch(
@@ -128,11 +120,16 @@ class BatchPlanner:
             first,
             sum(span.count for span in spans),
             runs,
-            self._indices([s for _, slot, count in runs for s in range(slot, slot + count)]),
+            self._scattered(runs, sum(span.count for span in spans)),
             self._indices([span.first for span in last]),
             {w: [s for span in spans for s in p.plan(span)] for w, p in planners.items()},
             {w: [s for span in last for s in p.plan(span)] for w, p in planners.items()},
         )
+
+    def _scattered(self, runs: Sequence[tuple[int, int, int]], count: int) -> torch.Tensor | None:
+        if count >= _COPIED_RUN * len(runs):
+            return None
+        return self._indices([s for _, slot, count in runs for s in range(slot, slot + count)])
 
     def _written(self, span: Span) -> Iterator[tuple[int, int, int]]:
         index = span.first
@@ -142,4 +139,4 @@ class BatchPlanner:
             index += count
 
     def _indices(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._pool.device)
+        return torch.tensor(values, dtype=torch.long, device=self._like.device)

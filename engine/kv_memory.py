@@ -1,23 +1,20 @@
-"""The paged KV of one rank: one allocation, read and written in canonical form.
+"""The paged KV of one rank, as the engine sees it and in canonical form.
 
-The pool is ``[layer][K, V][head][slot][dim]`` (`slot` = block * block_tokens + offset), which is
-the canonical order with slots in the place of tokens. So a run of consecutive blocks is one
-strided copy whose inner pieces are whole ``[token][dim]`` stretches, and a sequence whose blocks
-are consecutive is a plain view of the pool.
+The bytes lie as `eastwest.paged_kv` says, in one allocation, so that keys and values of a layer
+are plain tensors, and a sequence whose blocks are consecutive is a view of them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from eastwest.errors import ConfigError, InvalidArgument
+from eastwest.errors import ConfigError
 from eastwest.layout import KVSpec, Shard
+from eastwest.paged_kv import PagedKV, pool_bytes
 from eastwest.ports import Buffer
 
 TORCH_DTYPES = {
@@ -25,117 +22,175 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Bits are moved, not numbers: numpy has no bfloat16.
-_BITS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
 
-Bits = npt.NDArray[Any]
+Runs = Sequence[tuple[int, int]]  # (first slot, count)
 
 
-def block_runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """``(first block, count)`` of the maximal runs of consecutive blocks, in order."""
-    first = 0
-    for i in range(1, len(blocks) + 1):
-        if i == len(blocks) or blocks[i] != blocks[i - 1] + 1:
-            yield blocks[first], i - first
-            first = i
+class LayerKV:
+    """Keys and values of one layer: ``keys [H, S, key dim]``, ``values [H, S, value dim]``.
+
+    What a step reads and writes. `values` is None where the spec has none.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor | None) -> None:
+        self._keys = keys
+        self._values = values
+
+    def store(
+        self, slots: torch.Tensor | None, runs: Sequence[tuple[int, int, int]],
+        keys: torch.Tensor, values: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """Put ``keys [T, H, key dim]`` and values likewise where they belong.
+
+        runs: ``(T index, first slot, count)``; slots: the same, ``[T]``, given where the runs
+        are so short that one scattered copy is quicker.
+        """
+        _store(self._keys, slots, runs, keys)
+        if self._values is not None and values is not None:
+            _store(self._values, slots, runs, values)
+
+    def keys(self, runs: Runs) -> torch.Tensor:
+        """``[1, H, tokens, key dim]`` of the slots of `runs`; a view where that is possible."""
+        return _gathered(self._keys, runs)
+
+    def values(self, runs: Runs) -> torch.Tensor:
+        """``[1, H, tokens, value dim]`` likewise."""
+        assert self._values is not None, "this model's KV has no values"
+        return _gathered(self._values, runs)
 
 
 class TorchKVMemory:
-    """`eastwest.ports.KVMemory` over one tensor, `pool`, which the engine's step reads and writes.
+    """`eastwest.ports.KVMemory` whose layers an engine computes with.
 
-    Memory is taken from the system as it is first written to. Blocks hold arbitrary bytes until
-    then.
+    buffer: host memory of `pool_bytes` to lie in, which must live as long as this; none takes
+    memory of its own, from the system as it is first written to. Blocks hold arbitrary bytes
+    until then. `layers` are the shard's, in order.
     """
 
     def __init__(
-        self, spec: KVSpec, shard: Shard, num_blocks: int, block_tokens: int, device: torch.device
+        self,
+        spec: KVSpec,
+        shard: Shard,
+        num_blocks: int,
+        block_tokens: int,
+        device: torch.device,
+        buffer: Buffer | None = None,
     ) -> None:
-        assert spec.key_dim == spec.value_dim, "K and V share one tensor"
         self.spec = spec
         self.shard = shard
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
-        slots = num_blocks * block_tokens
-        shape = (len(shard.layers), 2, len(shard.heads), slots, spec.key_dim)
-        size = spec.slice_bytes(slots, len(shard.layers), len(shard.heads))
+        self.device = device
+        size = pool_bytes(spec, shard, num_blocks, block_tokens)
         if device.type == "cpu":
             _fits_in_memory(size)
-        self.pool = torch.empty(shape, dtype=TORCH_DTYPES[spec.dtype], device=device)
+        if buffer is None:
+            self._storage = torch.empty(size, dtype=torch.uint8, device=device)
+        else:
+            assert device.type == "cpu", "a buffer in host memory for a device's KV"
+            self._storage = torch.frombuffer(buffer, dtype=torch.uint8, count=size)
         # Where the pool is host memory, canonical bytes are copied straight from and to it.
-        self._host = _bits_of(self.pool) if device.type == "cpu" else None
+        self.paged: PagedKV | None = None
+        if device.type == "cpu":
+            array = self._storage.numpy().data
+            self.paged = PagedKV(array, spec, shard, num_blocks, block_tokens)
+        self.layers = tuple(self._layers())
 
-    def read(self, blocks: Sequence[int], layers: range, heads: range) -> Buffer:
+    def read(
+        self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
+    ) -> Buffer:
         """See `KVMemory.read`. The new buffer is the caller's."""
-        run = np.empty(self._shape(blocks, layers, heads), _BITS[self.spec.itemsize])
-        for at, slots in self._slots(blocks):
-            part = self._part(layers, heads, slots)
-            tokens = slice(at, at + len(slots))
-            if self._host is not None:
-                run[:, :, :, tokens] = self._host[part]
-            else:
-                run[:, :, :, tokens] = _bits_of(self.pool[part].cpu())
-        return run.reshape(-1).view(np.uint8).data
+        if self.paged is not None:
+            return self.paged.read(blocks, layers, heads, tokens)
+        staged, scratch = self._staging(blocks, layers)
+        for ours, theirs in zip(self._planes(blocks, layers), scratch, strict=True):
+            theirs.copy_(ours)
+        return staged.read(range(len(blocks)), layers, heads, tokens)
 
-    def write(self, blocks: Sequence[int], layers: range, heads: range, payload: Buffer) -> None:
+    def write(
+        self,
+        blocks: Sequence[int],
+        layers: range,
+        heads: range,
+        payload: Buffer,
+        tokens: range | None = None,
+    ) -> None:
         """See `KVMemory.write`. `payload` is not kept."""
-        shape = self._shape(blocks, layers, heads)
-        data = np.frombuffer(payload, np.uint8)
-        expected = self.spec.slice_bytes(shape[3], len(layers), len(heads))
-        if data.nbytes != expected:
-            raise InvalidArgument(
-                f"a canonical run of {len(blocks)} blocks, {len(layers)} layers and {len(heads)} "
-                f"heads has {data.nbytes} bytes; allowed: exactly {expected}"
-            )
-        run = data.view(_BITS[self.spec.itemsize]).reshape(shape)
-        for at, slots in self._slots(blocks):
-            part = self._part(layers, heads, slots)
-            source = run[:, :, :, at : at + len(slots)]
-            if self._host is not None:
-                self._host[part] = source
-            else:
-                staged = torch.from_numpy(source.copy()).view(self.pool.dtype)
-                self.pool[part] = staged.to(self.pool.device)
+        if self.paged is not None:
+            self.paged.write(blocks, layers, heads, payload, tokens)
+            return
+        staged, scratch = self._staging(blocks, layers)
+        planes = self._planes(blocks, layers)
+        for ours, theirs in zip(planes, scratch, strict=True):
+            theirs.copy_(ours)
+        staged.write(range(len(blocks)), layers, heads, payload, tokens)
+        slots = self._slots(blocks)
+        for plane, theirs in zip(self._by_plane(), scratch, strict=True):
+            index = slice(layers.start - self.shard.layers.start,
+                          layers.stop - self.shard.layers.start)  # fmt: skip
+            plane[index, :, slots] = theirs.to(self.device)
 
-    def _slots(self, blocks: Sequence[int]) -> Iterator[tuple[int, range]]:
-        """``(first token of the run, its slots)`` for each run of consecutive blocks."""
-        at = 0
-        for first, count in block_runs(blocks):
-            start, tokens = first * self.block_tokens, count * self.block_tokens
-            yield at, range(start, start + tokens)
-            at += tokens
+    # A device's memory is copied through host memory of the same geometry.
 
-    def _shape(
-        self, blocks: Sequence[int], layers: range, heads: range
-    ) -> tuple[int, int, int, int, int]:
-        """Of the run, after checking that this rank holds it."""
-        for name, wanted, held in (
-            ("blocks", blocks, range(self.num_blocks)),
-            ("layers", layers, self.shard.layers),
-            ("heads", heads, self.shard.heads),
-        ):
-            if not wanted or min(wanted) not in held or max(wanted) not in held:
-                raise InvalidArgument(
-                    f"{name} are {list(wanted)[:8]}; allowed: some of {held.start} to "
-                    f"{held.stop - 1}"
-                )
-        tokens = len(blocks) * self.block_tokens
-        return len(layers), 2, len(heads), tokens, self.spec.key_dim
-
-    def _part(self, layers: range, heads: range, slots: range) -> tuple[slice, slice, slice, slice]:
-        layer, head = self.shard.layers.start, self.shard.heads.start
-        return (
-            slice(layers.start - layer, layers.stop - layer),
-            slice(None),
-            slice(heads.start - head, heads.stop - head),
-            slice(slots.start, slots.stop),
+    def _staging(self, blocks: Sequence[int], layers: range) -> tuple[PagedKV, list[torch.Tensor]]:
+        """Host memory for `blocks` and `layers` alone, and its planes as tensors."""
+        shard = Shard(layers, self.shard.heads)
+        size = pool_bytes(self.spec, shard, len(blocks), self.block_tokens)
+        staged = PagedKV(
+            np.empty(size, np.uint8).data, self.spec, shard, len(blocks), self.block_tokens
         )
+        return staged, [torch.from_numpy(plane) for plane in staged.planes]
+
+    def _planes(self, blocks: Sequence[int], layers: range) -> list[torch.Tensor]:
+        first = self.shard.layers.start
+        index, slots = slice(layers.start - first, layers.stop - first), self._slots(blocks)
+        return [plane[index][:, :, slots] for plane in self._by_plane()]
+
+    def _slots(self, blocks: Sequence[int]) -> torch.Tensor:
+        starts = torch.tensor(list(blocks), device=self.device).unsqueeze(1) * self.block_tokens
+        return (starts + torch.arange(self.block_tokens, device=self.device)).flatten()
+
+    def _by_plane(self) -> list[torch.Tensor]:
+        """``[layer, head, slot, bytes of a row]`` of keys and, where there are any, values."""
+        spec, heads = self.spec, len(self.shard.heads)
+        slots = self.num_blocks * self.block_tokens
+        by_layer = self._storage.view(len(self.shard.layers), -1)
+        planes, at = [], 0
+        for row in filter(None, (spec.key_bytes, spec.value_bytes)):
+            size = heads * slots * row
+            part = by_layer[:, at : at + size]
+            planes.append(part.reshape(-1, heads, slots, row))
+            at += size
+        return planes
+
+    def _layers(self) -> Iterator[LayerKV]:
+        dtype = TORCH_DTYPES[self.spec.dtype]
+        planes = [plane.view(dtype) for plane in self._by_plane()]
+        for index in range(len(self.shard.layers)):
+            yield LayerKV(planes[0][index], planes[1][index] if len(planes) > 1 else None)
 
 
-def _bits_of(tensor: torch.Tensor) -> Bits:
-    """The tensor's memory as unsigned integers of its item size."""
-    integers = {4: torch.uint32, 2: torch.uint16}[tensor.itemsize]
-    bits: Bits = tensor.view(integers).numpy()
-    return bits
+def _store(
+    pool: torch.Tensor,
+    slots: torch.Tensor | None,
+    runs: Sequence[tuple[int, int, int]],
+    kv: torch.Tensor,
+) -> None:
+    """Put ``kv [T, H, D]`` into ``pool [H, S, D]``."""
+    kv = kv.transpose(0, 1)
+    if slots is not None:
+        pool.index_copy_(1, slots, kv)
+        return
+    for index, slot, count in runs:
+        pool[:, slot : slot + count] = kv[:, index : index + count]
+
+
+def _gathered(pool: torch.Tensor, runs: Runs) -> torch.Tensor:
+    """``[1, H, keys, D]``: the pool's slots of `runs`; a view where that is possible."""
+    pool = pool.unsqueeze(0)
+    if len(runs) == 1:
+        return pool.narrow(2, *runs[0])
+    return torch.cat([pool.narrow(2, *run) for run in runs], dim=2)
 
 
 def _fits_in_memory(size_bytes: int) -> None:

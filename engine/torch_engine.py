@@ -14,16 +14,17 @@ from eastwest.config import KVConfig, ModelConfig, PoolConfig
 from eastwest.errors import ConfigError, ModelError
 from eastwest.layout import ParallelLayout, Shard
 from eastwest.messages import ModelInfo
-from eastwest.ports import StepRow
+from eastwest.ports import StepProgress, StepRow
 from eastwest.types import SampledToken
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.comm import Comm
 from engine.kv_memory import TORCH_DTYPES, TorchKVMemory
 from engine.linear import cpu_computes_bfloat16, make_linear
 from engine.model import Model
 from engine.quantize import Int8Linear
 from engine.sampling import sample
-from engine.weights import MakeLinear, ModelWeights, RankSlice, WeightLoader
+from engine.weights import MakeLinear, RankSlice, WeightLoader
 
 _BLOCKS_MIN = 2
 
@@ -36,11 +37,14 @@ class TorchEngine:
     ) -> None:
         self.model = info
         self.layout = layout
+        self.rank = 0
         self.kv = kv
         self._forward: Model | None = model
         self._threads = threads
 
-    def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
+    def step(
+        self, rows: Sequence[StepRow], progress: StepProgress | None = None
+    ) -> list[SampledToken | None]:
         """See `Engine.step`. Rows are checked by assertions: they come from our own batching."""
         assert self._forward is not None, "the engine is closed"
         if not rows:
@@ -83,27 +87,28 @@ def load_engine(directory: Path, model: ModelConfig, pool: PoolConfig, kv: KVCon
         info.kv, Shard(part.layers, part.kv_heads), num_blocks, kv.block_tokens, device
     )
     with torch.inference_mode():
-        weights = _load_weights(checkpoint, config, part, model, TORCH_DTYPES[dtype], device)
-    return TorchEngine(info, layout, memory, Model(config, weights, memory), pool.threads)
+        forward = _load_model(checkpoint, config, part, model, TORCH_DTYPES[dtype], memory)
+    return TorchEngine(info, layout, memory, forward, pool.threads)
 
 
-def _load_weights(
+def _load_model(
     checkpoint: Checkpoint,
     config: ArchitectureConfig,
     part: RankSlice,
     model: ModelConfig,
     dtype: torch.dtype,
-    device: torch.device,
-) -> ModelWeights:
+    kv: TorchKVMemory,
+) -> Model:
     linear: MakeLinear = Int8Linear if model.quantization == "int8" else make_linear
-    loader = WeightLoader(checkpoint, config, part, dtype, device, linear)
+    comm = Comm.alone()
+    loader = WeightLoader(checkpoint, config, part, dtype, kv.device, linear, kv, comm)
     loader.check()
     layers, norm, head = tuple(loader.layers()), loader.norm(), loader.head()
     # A mapping of its own, of which only the rows that are looked up become resident.
     embedding = open_checkpoint(checkpoint.directory).tensor("model.embed_tokens.weight")
-    if device.type != "cpu":
-        embedding = embedding.to(device, dtype)
-    return ModelWeights(embedding, layers, norm, head)
+    if kv.device.type != "cpu":
+        embedding = embedding.to(kv.device, dtype)
+    return Model(config, embedding, layers, norm, head, kv, dtype, comm)
 
 
 def _resolve_dtype(model: ModelConfig, device: torch.device) -> str:

@@ -16,7 +16,11 @@ import torch
 from eastwest.errors import ConfigError, ModelError
 from eastwest.layout import ParallelLayout, shard_of
 from engine.architecture import ArchitectureConfig
+from engine.comm import Comm
+from engine.kv_memory import LayerKV, TorchKVMemory
+from engine.layers import Attention, DenseFeedForward, FeedForward, GroupedAttention, Layer
 from engine.linear import Linear
+from engine.norm import RmsNorm
 
 MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
@@ -27,33 +31,6 @@ class TensorSource(Protocol):
     def names(self) -> frozenset[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def tensor(self, name: str) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """qkv: query, key and value heads below each other. gate_up: both halves likewise.
-
-    Norms carry the root of their size as a factor; see `engine.model`. qk_norm:
-    ``[query heads + KV heads, D]``, None where the architecture has none.
-    """
-
-    attention_norm: torch.Tensor
-    qkv: Linear
-    qk_norm: torch.Tensor | None
-    output: Linear
-    ffn_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True, slots=True)
-class ModelWeights:
-    """embedding: ``[vocab, hidden]`` in the file's dtype. norm and head: of the last stage."""
-
-    embedding: torch.Tensor
-    layers: tuple[LayerWeights, ...]
-    norm: torch.Tensor
-    head: Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +70,8 @@ class WeightLoader:
         dtype: torch.dtype,
         device: torch.device,
         make_linear: MakeLinear,
+        kv: TorchKVMemory,
+        comm: Comm,
     ) -> None:
         self._source = source
         self._config = config
@@ -100,6 +79,8 @@ class WeightLoader:
         self._dtype = dtype
         self._device = device
         self._make_linear = make_linear
+        self._kv = kv
+        self._comm = comm
 
     def check(self) -> None:
         """Raise `ModelError` naming the first tensor that is absent or has a wrong shape."""
@@ -114,38 +95,47 @@ class WeightLoader:
                     f"{list(expected)}"
                 )
 
-    def layers(self) -> Iterator[LayerWeights]:
+    def layers(self) -> Iterator[Layer]:
         """The rank's layers, one at a time."""
-        for index in self._part.layers:
-            yield self._layer(f"model.layers.{index}.")
+        for index, kv in zip(self._part.layers, self._kv.layers, strict=True):
+            prefix = f"model.layers.{index}."
+            yield Layer(self._attention(prefix, kv, index), self._feed_forward(prefix))
 
-    def norm(self) -> torch.Tensor:
+    def norm(self) -> RmsNorm:
         return self._norm("model.norm.weight")
 
     def head(self) -> Linear:
         name = "model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"
         return self._make_linear(self._ready(self._source.tensor(name)), None)
 
-    def _layer(self, prefix: str) -> LayerWeights:
+    def _attention(self, prefix: str, kv: LayerKV, index: int) -> Attention:
         config, part = self._config, self._part
         query = _rows(part.query_heads, config.head_dim)
-        kv = _rows(part.kv_heads, config.head_dim)
-        ffn = slice(part.ffn.start, part.ffn.stop)
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-        qkv = [
-            (f"{attention}q_proj", query),
-            (f"{attention}k_proj", kv),
-            (f"{attention}v_proj", kv),
-        ]
-        gate_up = [(f"{mlp}gate_proj", ffn), (f"{mlp}up_proj", ffn)]
-        return LayerWeights(
+        rows = _rows(part.kv_heads, config.head_dim)
+        name = f"{prefix}self_attn."
+        qkv = [(f"{name}q_proj", query), (f"{name}k_proj", rows), (f"{name}v_proj", rows)]
+        return GroupedAttention(
             self._norm(f"{prefix}input_layernorm.weight"),
             self._fused(qkv, config.qkv_bias),
-            self._qk_norm(attention) if config.qk_norm else None,
-            self._columns(f"{attention}o_proj", query, config.output_bias),
+            self._qk_norm(name) if config.qk_norm else None,
+            self._columns(f"{name}o_proj", query, config.output_bias),
+            kv,
+            num_heads=len(part.query_heads),
+            num_kv_heads=len(part.kv_heads),
+            head_dim=config.head_dim,
+            window=config.windows[index],
+            group=self._comm.tensor,
+        )
+
+    def _feed_forward(self, prefix: str) -> FeedForward:
+        config, name = self._config, f"{prefix}mlp."
+        ffn = slice(self._part.ffn.start, self._part.ffn.stop)
+        gate_up = [(f"{name}gate_proj", ffn), (f"{name}up_proj", ffn)]
+        return DenseFeedForward(
             self._norm(f"{prefix}post_attention_layernorm.weight"),
             self._fused(gate_up, config.mlp_bias),
-            self._columns(f"{mlp}down_proj", ffn, config.mlp_bias),
+            self._columns(f"{name}down_proj", ffn, config.mlp_bias),
+            self._comm.tensor,
         )
 
     def _fused(self, parts: list[tuple[str, slice]], has_bias: bool) -> Linear:
@@ -164,14 +154,18 @@ class WeightLoader:
     def _stacked(self, parts: list[tuple[str, slice]]) -> torch.Tensor:
         return torch.cat([self._ready(self._source.tensor(name)[rows]) for name, rows in parts])
 
-    def _qk_norm(self, attention: str) -> torch.Tensor:
-        query = self._norm(f"{attention}q_norm.weight")
-        key = self._norm(f"{attention}k_norm.weight")
+    def _qk_norm(self, attention: str) -> RmsNorm:
+        query = self._norm_weight(f"{attention}q_norm.weight")
+        key = self._norm_weight(f"{attention}k_norm.weight")
         queries, keys = len(self._part.query_heads), len(self._part.kv_heads)
-        return torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
+        weight = torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
+        return RmsNorm(weight, self._config.norm_eps)
 
-    def _norm(self, name: str) -> torch.Tensor:
-        """A norm's weight times the root of its size; see `engine.model.Model._norm`."""
+    def _norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self._norm_weight(name), self._config.norm_eps)
+
+    def _norm_weight(self, name: str) -> torch.Tensor:
+        """A norm's weight times the root of its size; see `engine.norm`."""
         weight = self._source.tensor(name).float()
         return self._ready(weight * len(weight) ** 0.5)
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from eastwest.errors import ConfigError, InvalidArgument
 from eastwest.layout import KVSpec, Shard
-from engine.kv_memory import TorchKVMemory, block_runs
+from eastwest.paged_kv import block_runs
+from engine.kv_memory import TorchKVMemory
 
 BLOCKS, TOKENS = 10, 4
 
