@@ -23,8 +23,9 @@ from engine.kv_memory import TORCH_DTYPES, TorchKVMemory
 from engine.linear import cpu_computes_bfloat16, make_linear
 from engine.model import Model
 from engine.quantize import Int8Linear
+from engine.rank_slice import RankSlice
 from engine.sampling import sample
-from engine.weights import MakeLinear, RankSlice, WeightLoader
+from engine.weights import MakeLinear, WeightLoader
 
 _BLOCKS_MIN = 2
 

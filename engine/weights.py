@@ -8,19 +8,18 @@ mapped file, since a step reads a few of its rows only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from eastwest.errors import ConfigError, ModelError
-from eastwest.layout import ParallelLayout, shard_of
+from eastwest.errors import ModelError
 from engine.architecture import ArchitectureConfig
 from engine.comm import Comm
 from engine.kv_memory import LayerKV, TorchKVMemory
 from engine.layers import Attention, DenseFeedForward, FeedForward, GroupedAttention, Layer
 from engine.linear import Linear
 from engine.norm import RmsNorm
+from engine.rank_slice import RankSlice
 
 MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
@@ -31,32 +30,6 @@ class TensorSource(Protocol):
     def names(self) -> frozenset[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def tensor(self, name: str) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class RankSlice:
-    """Which rows of each matrix belong to one rank."""
-
-    layers: range
-    query_heads: range
-    kv_heads: range
-    ffn: range
-
-    @staticmethod
-    def of(config: ArchitectureConfig, layout: ParallelLayout, rank: int) -> RankSlice:
-        """Raises `ConfigError` where the layout does not divide the model."""
-        shard = shard_of(config.kv_spec("float32"), layout, rank)
-        for name, count in (("heads", config.num_heads), ("ffn rows", config.ffn_size)):
-            if count % layout.tp:
-                raise ConfigError(f"tp={layout.tp} does not divide the model's {count} {name}")
-        tp_rank = rank % layout.tp
-        heads, ffn = config.num_heads // layout.tp, config.ffn_size // layout.tp
-        return RankSlice(
-            shard.layers,
-            range(tp_rank * heads, (tp_rank + 1) * heads),
-            shard.heads,
-            range(tp_rank * ffn, (tp_rank + 1) * ffn),
-        )
 
 
 class WeightLoader:
