@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from decode_pool.residency import Residency, Resting, RestState
 from eastwest.clock import Clock, ns, seconds
 from eastwest.errors import StoreUnavailable
-from eastwest.ports import BlockStore, Buffer, KVMemory
+from eastwest.ports import BlockStore, ReplicaKV
 from runtime.holdings import Holdings
-from runtime.stored_prefix import in_thread
+from runtime.stored_prefix import batch_blocks
 
 log = logging.getLogger(__name__)
-
-BATCH_BYTES = 8 << 20
 
 
 class Spiller:
@@ -30,7 +28,7 @@ class Spiller:
         self,
         *,
         store: BlockStore | None,
-        kv: KVMemory,
+        kv: ReplicaKV,
         holdings: Holdings,
         residency: Residency,
         retry_s: float,
@@ -103,13 +101,8 @@ class Spiller:
     async def _write(self, resting: Resting) -> None:
         if self._store is None:
             raise StoreUnavailable("no offline store is configured")
-        batch = max(1, BATCH_BYTES // (self._kv.spec.bytes_per_token * self._kv.block_tokens))
+        batch = batch_blocks(self._kv)
         for start in range(0, len(resting.blocks), batch):
             part = slice(start, start + batch)
-            payloads = await in_thread(self._read, resting.blocks[part])
+            payloads = await self._kv.read(resting.blocks[part])
             await self._store.write(list(zip(resting.hashes[part], payloads, strict=True)))
-
-    def _read(self, blocks: Sequence[int]) -> list[Buffer]:
-        spec = self._kv.spec
-        layers, heads = range(spec.num_layers), range(spec.num_kv_heads)
-        return [self._kv.read([block], layers, heads) for block in blocks]

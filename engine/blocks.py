@@ -66,6 +66,13 @@ class BlockPool:
         self._refs.update(dict.fromkeys(blocks, 1))
         return blocks
 
+    def match(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading blocks of the chain are known; changes nothing."""
+        known = 0
+        while known < len(hashes) and hashes[known] in self._block_of:
+            known += 1
+        return known
+
     def share(self, hashes: Sequence[BlockHash]) -> list[int]:
         """The blocks of the longest known prefix of the chain, one more reference each."""
         blocks = []

@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from eastwest.blocks import BlockHash
-from eastwest.errors import Overloaded
-from engine.blocks import BlockPool
+from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit, audit
 from kv_transfer.ledger import Ledger, Owner
 
@@ -28,7 +27,7 @@ class Taken:
 class Holdings:
     """Takes, passes on and releases blocks on behalf of named owners."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockGroups) -> None:
         self.pool = pool
         self.ledger = Ledger()
         self._changed = asyncio.Event()
@@ -47,14 +46,7 @@ class Holdings:
 
         Raises `Overloaded`, and has taken nothing, where the pool has not enough of them.
         """
-        shared = self.pool.share(hashes)
-        try:
-            # Right behind the prefix where possible: the engine reads a single run fastest.
-            after = shared[-1] if shared else None
-            fresh = self.pool.allocate(total - len(shared), after=after)
-        except Overloaded:
-            self.pool.release(shared)
-            raise
+        shared, fresh = self.pool.take(hashes, total)
         blocks = (*shared, *fresh)
         self.ledger.open(owner, blocks, router_id=router_id, lease_until_ns=lease_until_ns)
         return Taken(blocks, len(shared))
@@ -85,9 +77,6 @@ class Holdings:
         self._leaving.discard(owner)
         self.pool.release(self.ledger.close(owner))
         self._notify()
-
-    def could_ever_hold(self, total: int) -> bool:
-        return total <= self.pool.num_blocks
 
     async def wait_change(self) -> None:
         """Until some owner has released blocks."""

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from eastwest.blocks import BlockHash
 from eastwest.clock import Clock
 from eastwest.errors import InvalidArgument, Overloaded
-from eastwest.ports import BlockStore, KVMemory
+from eastwest.ports import BlockStore, ReplicaKV
 from kv_transfer.ledger import Owner
 from runtime.holdings import Holdings, Taken
 from runtime.stored_prefix import load_stored
@@ -27,7 +27,7 @@ class Intake:
     def __init__(
         self,
         *,
-        kv: KVMemory,
+        kv: ReplicaKV,
         holdings: Holdings,
         store: BlockStore | None,
         lease_ns: int,
@@ -44,10 +44,9 @@ class Intake:
 
     def check_fits(self, what: str, total: int) -> None:
         """Raise `InvalidArgument` where `total` blocks could never be had. what: "x needs"."""
-        if not self._holdings.could_ever_hold(total):
-            raise InvalidArgument(
-                f"{what} {total} KV blocks; this worker has {self._kv.num_blocks}"
-            )
+        most = self._holdings.pool.group_blocks
+        if total > most:
+            raise InvalidArgument(f"{what} {total} KV blocks; one sequence can have {most} here")
 
     async def take(
         self, owner: Owner, router_id: str, hashes: Sequence[BlockHash], total: int

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import StoreUnavailable
-from eastwest.ports import BlockStore, Buffer, KVMemory
+from eastwest.ports import BlockStore, ReplicaKV
 
 log = logging.getLogger(__name__)
 
 # Small enough that the buffers of the next batch are the warm ones of the last.
 BATCH_BYTES = 8 << 20
 
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
+
+def batch_blocks(kv: ReplicaKV) -> int:
+    """How many blocks are moved between memory and the store at once."""
+    return max(1, BATCH_BYTES // (kv.spec.bytes_per_token * kv.block_tokens))
 
 
 async def load_stored(
-    store: BlockStore | None, kv: KVMemory, hashes: Sequence[BlockHash], blocks: Sequence[int]
+    store: BlockStore | None, kv: ReplicaKV, hashes: Sequence[BlockHash], blocks: Sequence[int]
 ) -> int:
     """Read the longest stored prefix of `hashes` into `blocks`; returns how many blocks.
 
@@ -31,8 +30,7 @@ async def load_stored(
     """
     if store is None or not hashes:
         return 0
-    batch = max(1, BATCH_BYTES // (kv.spec.bytes_per_token * kv.block_tokens))
-    loaded = 0
+    batch, loaded = batch_blocks(kv), 0
     try:
         found = await store.match(hashes)
         while loaded < found:
@@ -40,7 +38,7 @@ async def load_stored(
             payloads = await store.read(hashes[loaded:stop])
             if not payloads:
                 break
-            await in_thread(_fill, kv, blocks[loaded:stop], payloads)
+            await kv.write(blocks[loaded : loaded + len(payloads)], payloads)
             loaded += len(payloads)
             if loaded < stop:
                 break
@@ -48,24 +46,3 @@ async def load_stored(
     except StoreUnavailable as error:
         log.warning("stored KV is computed instead of loaded: %s", error.message)
     return loaded
-
-
-async def in_thread(
-    function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
-) -> Result:
-    """Run in a thread; a cancelled caller still waits for its end.
-
-    For work on KV blocks: after this call nothing touches them any more, however it ended.
-    """
-    future = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
-
-
-def _fill(kv: KVMemory, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-    layers, heads = range(kv.spec.num_layers), range(kv.spec.num_kv_heads)
-    for block, payload in zip(blocks, payloads, strict=False):
-        kv.write([block], layers, heads, payload)
