@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
-from deploy.report import loads_lines, timing_table, usage_lines, workers_table
+from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
 from deploy.settings import explained_yaml
 from eastwest.client import AsyncClient, AsyncGeneration
 from eastwest.config import Config, load_config
@@ -169,6 +169,8 @@ def status(address: Address = DEFAULT_ADDRESS) -> None:
             )
             console.print(loads_lines(loads))
             console.print(workers_table(loads.workers))
+            if links := links_lines(loads.workers):
+                console.print(links)
 
     _run(call())
 

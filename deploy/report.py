@@ -102,6 +102,21 @@ def workers_table(workers: Sequence[WorkerStatus]) -> Table:
     return table
 
 
+def links_lines(workers: Sequence[WorkerStatus]) -> str:
+    """How KV reaches each worker, a line for each pair; and how evenly experts are loaded."""
+    lines = [
+        f"KV {link.source} to {w.worker_id} by {link.transport.value.replace('_', ' ')}: "
+        f"{link.transfers:,} transfers, {link.bytes / 2**20:,.1f} MiB"
+        for w in workers
+        for link in w.links
+    ]
+    for w in workers:
+        if total := sum(w.expert_tokens):
+            shares = ", ".join(f"{count / total:.0%}" for count in w.expert_tokens)
+            lines.append(f"experts of {w.worker_id}: {total:,} pairs, by share {shares}")
+    return "\n".join(lines)
+
+
 def loads_lines(loads: ServerLoads) -> str:
     """The router's own load."""
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eastwest.messages import Liveness
+from eastwest.messages import KvLink, Liveness
 from eastwest.timing import Timing
 from eastwest.types import FinishReason, Role, SampledToken, Usage
 
@@ -66,7 +66,8 @@ class ServedModel:
 class WorkerStatus:
     """One worker as the router sees it. epoch: 0 and role None while it never connected.
 
-    What stands below `block_tokens` is as the worker last reported it.
+    What stands below `block_tokens` is as the worker last reported it. links: KV that came to it,
+    one entry a prefill worker. expert_tokens: see `eastwest.messages.Load`.
     """
 
     worker_id: str
@@ -87,6 +88,9 @@ class WorkerStatus:
     sessions_spilled: int
     transfer_bytes: int
     store_available: bool
+    kv_dtype: str
+    links: tuple[KvLink, ...]
+    expert_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,17 @@ from eastwest.answers import (
     WorkerStatus,
 )
 from eastwest.errors import InternalError, InvalidArgument
-from eastwest.messages import Liveness
+from eastwest.messages import KvLink, Liveness
 from eastwest.rpc import Options, channel_options
 from eastwest.timing import SecondTokenParts, Timing, TtftParts
 from eastwest.types import Role, SamplingParams, Usage
 from eastwest.v1 import inference_pb2 as inference
-from eastwest.wire import finish_from_wire, logprobs_from_wire, sampling_to_wire
+from eastwest.wire import (
+    finish_from_wire,
+    logprobs_from_wire,
+    sampling_to_wire,
+    transport_from_wire,
+)
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, str]
@@ -221,4 +226,10 @@ def _read_worker(wire: inference.WorkerStatus) -> WorkerStatus:
         sessions_spilled=wire.sessions_spilled,
         transfer_bytes=wire.transfer_bytes,
         store_available=wire.store_available,
+        kv_dtype=wire.kv_dtype,
+        links=tuple(
+            KvLink(k.source, transport_from_wire(k.transport), k.transfers, k.bytes)
+            for k in wire.links
+        ),
+        expert_tokens=tuple(wire.expert_tokens),
     )

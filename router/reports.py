@@ -69,6 +69,7 @@ def _worker(link: WorkerLink, view: WorkerView | None) -> inference.WorkerStatus
         layout=str(info.layout),
         num_blocks=info.num_blocks,
         block_tokens=info.block_tokens,
+        kv_dtype=info.model.kv.dtype,
     )
     if load is not None:
         status.free_blocks = load.free_blocks
@@ -81,4 +82,14 @@ def _worker(link: WorkerLink, view: WorkerView | None) -> inference.WorkerStatus
         status.sessions_spilled = load.sessions_spilled
         status.transfer_bytes = load.transfer_bytes
         status.store_available = load.store_available
+        status.links.extend(
+            inference.KvLinkStatus(
+                source=link.source,
+                transport=link.transport.value,
+                transfers=link.transfers,
+                bytes=link.bytes,
+            )
+            for link in load.links
+        )
+        status.expert_tokens.extend(load.expert_tokens)
     return status

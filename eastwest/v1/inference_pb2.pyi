@@ -299,7 +299,7 @@ class GetLoadsResponse(_message.Message):
     def __init__(self, waiting: _Optional[int] = ..., active: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "liveness", "address", "layout", "num_blocks", "block_tokens", "free_blocks", "cached_blocks", "running", "waiting", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available")
+    __slots__ = ("worker_id", "epoch", "role", "liveness", "address", "layout", "num_blocks", "block_tokens", "free_blocks", "cached_blocks", "running", "waiting", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "kv_dtype", "links", "expert_tokens")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +318,9 @@ class WorkerStatus(_message.Message):
     SESSIONS_SPILLED_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     STORE_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -336,4 +339,19 @@ class WorkerStatus(_message.Message):
     sessions_spilled: int
     transfer_bytes: int
     store_available: bool
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., liveness: _Optional[str] = ..., address: _Optional[str] = ..., layout: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ...) -> None: ...
+    kv_dtype: str
+    links: _containers.RepeatedCompositeFieldContainer[KvLinkStatus]
+    expert_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., liveness: _Optional[str] = ..., address: _Optional[str] = ..., layout: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., kv_dtype: _Optional[str] = ..., links: _Optional[_Iterable[_Union[KvLinkStatus, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class KvLinkStatus(_message.Message):
+    __slots__ = ("source", "transport", "transfers", "bytes")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    transport: str
+    transfers: int
+    bytes: int
+    def __init__(self, source: _Optional[str] = ..., transport: _Optional[str] = ..., transfers: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...

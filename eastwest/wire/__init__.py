@@ -33,6 +33,7 @@ from eastwest.wire.workers import (
     model_to_wire,
     ticket_from_wire,
     ticket_to_wire,
+    transport_from_wire,
     welcome_from_wire,
     welcome_to_wire,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "timing_to_wire",
     "token_from_wire",
     "token_to_wire",
+    "transport_from_wire",
     "usage_to_wire",
     "welcome_from_wire",
     "welcome_to_wire",
