@@ -57,8 +57,8 @@ class InPlace:
         self._reservations = reservations
         self._ticket = ticket
 
-    def ready(self, num_blocks: int) -> None:
-        """The blocks are where they belong already."""
+    def ready(self, tokens: int) -> None:
+        """The KV is where it belongs already."""
 
     async def finish(self, first_token: SampledToken, *, finished: bool) -> None:
         work = self._reservations.work(self._ticket)

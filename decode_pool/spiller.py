@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from decode_pool.residency import Residency, Resting, RestState
 from eastwest.clock import Clock, ns, seconds

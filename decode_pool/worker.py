@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from decode_pool.in_place import InPlaceReservations
 from decode_pool.residency import Residency, RestState
 from decode_pool.scheduler import DecodeScheduler, Running
 from decode_pool.sequence import Arrival, Work, WorkState
 from decode_pool.spiller import Spiller
-from eastwest.blocks import (
-    block_hashes,
-    blocks_for,
-    hash_seed,
-    reusable_blocks,
-    sequence_blocks,
-)
+from decode_pool.tickets import Endpoints, Tickets
+from eastwest.blocks import block_hashes, hash_seed, reusable_blocks, sequence_blocks
 from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig, StoreConfig
 from eastwest.errors import (
@@ -35,6 +30,7 @@ from eastwest.errors import (
     Phase,
     TransferFailed,
 )
+from eastwest.layout import ParallelLayout
 from eastwest.messages import (
     Event,
     Failed,
@@ -43,14 +39,15 @@ from eastwest.messages import (
     Reserved,
     SequenceOutput,
     Stepped,
-    Ticket,
+    Transport,
     WorkerInfo,
 )
-from eastwest.ports import BlockStore, KVMemory, StepRow
+from eastwest.ports import BlockStore, ReplicaKV, StepRow
 from eastwest.stopping import StopRule
 from eastwest.types import SampledToken
 from kv_transfer.ledger import Owner, OwnerKind
-from kv_transfer.receiver import Receiver, TransferStats
+from kv_transfer.ranks import ReceivingRank
+from kv_transfer.transfers import Transfers, TransferStats
 from runtime.holdings import Holdings
 from runtime.intake import Intake
 from runtime.step_loop import StepLoop, StepResult
@@ -75,7 +72,10 @@ class DecodeWorker:
         *,
         info: Callable[[], WorkerInfo],
         model: ModelInfo,
-        kv: KVMemory,
+        layout: ParallelLayout,
+        kv: ReplicaKV,
+        ranks: Sequence[ReceivingRank],
+        endpoints: Endpoints,
         holdings: Holdings,
         loop: StepLoop,
         epoch: int,
@@ -86,13 +86,26 @@ class DecodeWorker:
         store_config: StoreConfig,
         clock: Clock,
     ) -> None:
-        self._info = info
         self._model = model
         self._kv = kv
         self._holdings = holdings
         self._loop = loop
-        self.receiver = Receiver(
-            kv, holdings.ledger, self, epoch=epoch, lease_ns=ns(kv_config.lease_s)
+        self.transfers = Transfers(
+            ranks,
+            layout,
+            holdings.ledger,
+            self,
+            clock,
+            epoch=epoch,
+            lease_ns=ns(kv_config.lease_s),
+            blocks_per_group=holdings.pool.group_blocks,
+        )
+        self._tickets = Tickets(
+            info,
+            endpoints,
+            self.transfers,
+            transports=[Transport(name) for name in kv_config.transports],
+            lease_s=kv_config.lease_s,
         )
         self._emit = emit
         self._pool = pool
@@ -102,7 +115,7 @@ class DecodeWorker:
         self._scheduler = DecodeScheduler(pool.running_max)
         self._works: dict[str, Work] = {}
         self._transfers: dict[str, Work] = {}
-        self._opened = 0
+        self._leaving: set[asyncio.Task[None]] = set()
         self._planned: list[Running] = []
         self.residency = Residency(ns(store_config.idle_s))
         self.spiller = Spiller(
@@ -187,10 +200,9 @@ class DecodeWorker:
 
     async def close(self) -> None:
         """End all requests and release everything."""
-        tasks = [w.task for w in self._works.values() if w.task is not None]
         for work in list(self._works.values()):
             self._drop(work)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._leaving)
         for resting in list(self.residency):
             if resting.state is not RestState.SPILLING:
                 self.residency.drop(resting)
@@ -204,6 +216,7 @@ class DecodeWorker:
         if command.request_id in self._works:
             raise InvalidArgument(f"request {command.request_id!r} is being served already")
         check_work(self._model, command)
+        self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Work(
@@ -240,28 +253,8 @@ class DecodeWorker:
         return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
     def _open(self, work: Work) -> None:
-        info = self._info()
-        self._opened += 1
-        ticket = Ticket(
-            transfer_id=f"{info.worker_id}.{self._opened}",
-            worker_id=info.worker_id,
-            epoch=info.epoch,
-            endpoints=info.endpoints,
-            layout=info.layout,
-            kv=self._kv.spec,
-            fingerprint=self._model.fingerprint,
-            block_tokens=self._kv.block_tokens,
-            first_block=len(work.hashes),
-            num_blocks=blocks_for(len(work.command.prompt), self._kv.block_tokens),
-            lease_s=self._kv_config.lease_s,
-        )
-        self.receiver.open(
-            ticket.transfer_id,
-            work.owner,
-            blocks=work.blocks,
-            first_block=ticket.first_block,
-            num_blocks=ticket.num_blocks,
-        )
+        pool = self._holdings.pool
+        ticket = self._tickets.issue(work, pool.group_of(work.blocks), pool.group_blocks)
         self._transfers[ticket.transfer_id] = work
         work.transfer_id = ticket.transfer_id
         work.state = WorkState.RESERVED
@@ -270,9 +263,6 @@ class DecodeWorker:
         self._emit(work.router_id, Reserved(work.request_id, ticket, cached, loaded))
 
     # What the receiver tells (TransferOwner).
-
-    def on_progress(self, transfer_id: str) -> None:
-        """Frames arrive; the receiver has renewed the lease."""
 
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
@@ -311,7 +301,6 @@ class DecodeWorker:
         self._loop.wake()
 
     def _commit_in_place(self, work: Work, first_token: SampledToken, finished: bool) -> None:
-        self.receiver.close(work.transfer_id)
         now = self._clock.now_ns()
         work.arrival = Arrival(now, 0, 0, 0)
         self._start(work, first_token, finished, now)
@@ -371,7 +360,6 @@ class DecodeWorker:
     def _forget(self, work: Work) -> None:
         del self._works[work.request_id]
         self._transfers.pop(work.transfer_id, None)
-        self.receiver.close(work.transfer_id)
         work.state = WorkState.ENDED
         self._scheduler.remove(work.request_id)
 
@@ -382,14 +370,22 @@ class DecodeWorker:
             self.residency.deactivate(work.session, self._clock.now_ns())
             self.spiller.wake()
         self._holdings.retire(work.owner)
-        task = work.task
-        if task is None or task.done() or task is asyncio.current_task():
-            self._release(work)
-        else:
-            task.cancel()
-            task.add_done_callback(lambda _: self._release(work))
+        closing = self.transfers.close(work.transfer_id)
+        leaving = asyncio.create_task(self._leave(work, closing), name=f"end {work.request_id}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
-    def _release(self, work: Work) -> None:
+    async def _leave(self, work: Work, closing: Awaitable[None]) -> None:
+        """Give back the blocks of a request that has ended once nobody writes to them."""
+        if work.task is not None:
+            work.task.cancel()
+            await asyncio.wait([work.task])
+        try:
+            await closing
+        except EastWestError as error:
+            # A rank that does not answer: the replica is coming to its end.
+            log.warning("transfer %s was not closed: %s", work.transfer_id, error.message)
+            return
         if work.blocks:
             self._loop.after_step(lambda: self._holdings.release(work.owner))
 

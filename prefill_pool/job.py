@@ -35,8 +35,9 @@ class JobState(enum.StrEnum):
 class Target(Protocol):
     """Where the KV of a prompt goes: over the network, or into a reservation in this replica."""
 
-    def ready(self, num_blocks: int) -> None:
-        """The first `num_blocks` blocks of the sequence are computed."""
+    def ready(self, tokens: int) -> None:
+        """KV before position `tokens` is there. Steps whose rows name the transfer say so by
+        themselves, layer by layer."""
 
     async def finish(self, first_token: SampledToken, *, finished: bool) -> object:
         """Everything is computed: deliver the rest and commit, or raise a typed error."""
@@ -93,4 +94,5 @@ class Job:
         if chunk.stop == len(prompt):
             banned = self.stop_rule.banned(0)
             sample = SampleInput(self.command.sampling, prompt, (), banned)
-        return StepRow(prompt[chunk.start : chunk.stop], chunk.start, self.blocks, sample)
+        transfer = "" if self.local else self.command.ticket.transfer_id
+        return StepRow(prompt[chunk.start : chunk.stop], chunk.start, self.blocks, sample, transfer)

@@ -24,10 +24,10 @@ from eastwest.errors import (
     Phase,
 )
 from eastwest.messages import Event, Failed, ModelInfo, Prefill, Prefilled, Ticket
-from eastwest.ports import BlockStore, KVMemory, StepRow
+from eastwest.ports import BlockStore, ReplicaKV, StepRow
 from eastwest.stopping import StopRule
+from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import Owner, OwnerKind
-from kv_transfer.sender import KvSender
 from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
@@ -53,10 +53,10 @@ class PrefillWorker:
         self,
         *,
         model: ModelInfo,
-        kv: KVMemory,
+        kv: ReplicaKV,
         holdings: Holdings,
         loop: StepLoop,
-        sender: KvSender,
+        sender: GroupSender,
         store: BlockStore | None,
         local: LocalReservations,
         is_self: Callable[[Ticket], bool],
@@ -195,7 +195,7 @@ class PrefillWorker:
         job.loaded_tokens = loaded * self._kv.block_tokens
         job.present_tokens = job.published * self._kv.block_tokens
         target = self._sender.begin(ticket, job.blocks, deadline_ns=job.deadline_ns)
-        target.ready(job.published)
+        target.ready(job.present_tokens)
         return target
 
     def _blocks_needed(self, command: Prefill) -> int:
@@ -224,7 +224,7 @@ class PrefillWorker:
         job.state = JobState.PUSHING
         token = job.first_token.result()
         finished = job.stop_rule.finish(token.token, 1) is not None
-        target.ready(job.command.ticket.num_blocks)
+        target.ready(len(job.command.prompt))
         await target.finish(token, finished=finished)
 
     def _cancel(self, job: Job) -> None:
@@ -282,8 +282,6 @@ class PrefillWorker:
             job = self._jobs[chunk.job_id]
             self._scheduler.advance(chunk)
             self._publish(job, chunk.stop // self._kv.block_tokens)
-            if job.target is not None:
-                job.target.ready(chunk.stop // self._kv.block_tokens)
             if token is not None:
                 job.sampled_ns = result.ended_ns
                 job.first_token.set_result(token)
