@@ -34,6 +34,8 @@ def _section(section: BaseModel, values: dict[str, Any], indent: str) -> list[st
             lines.append(f"{indent}{name}:")
             lines += _section(value, values[name], indent + "  ")
         else:
-            scalar = yaml.safe_dump({name: values[name]}, width=10_000).strip()
-            lines.append(f"{indent}{scalar}")
+            value = yaml.safe_dump(
+                values[name], width=10_000, default_flow_style=True, explicit_end=False
+            ).removesuffix("...\n")
+            lines.append(f"{indent}{name}: {value.strip()}")
     return lines

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from eastwest.messages import Abort, Event, Load, Reserve, WorkerInfo
+from eastwest.testing.builders import a_worker
 from eastwest.testing.gates import Changes
 from eastwest.testing.worker_server import WorkerServer, WorkerServers
 from eastwest.types import Role, SamplingParams
@@ -98,7 +99,8 @@ async def test_a_worker_that_does_not_read_is_cut_off_and_dialled_again() -> Non
         "down 1: worker d0 does not read: 10 commands wait",
         "up 1",
     ]
-    link.send(1, Reserve("anew", "", "", (1,), SamplingParams(seed=1), 1, 10.0))
+    source = a_worker("p0").source()
+    link.send(1, Reserve("anew", "", "", (1,), SamplingParams(seed=1), 1, source, 10.0))
     [reserve] = await worker.received(Reserve)
     assert reserve.request_id == "anew"
     await link.close()

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from eastwest import AsyncClient, Client
 from eastwest.clock import SystemClock
 from eastwest.errors import ConfigError, ErrorCode, InvalidArgument, ModelError, Phase, Unavailable
+from eastwest.layout import ParallelLayout
 from eastwest.messages import Abort, Liveness, Prefill, Reserve
 from eastwest.types import Role
 from router.server import Router
@@ -203,7 +204,7 @@ async def until_epoch(d: Deployment, epoch: int) -> None:
         {"protocol_version": 99},
         {"epoch": 0},
         {"num_blocks": 0},
-        {"endpoints": ()},
+        {"layout": ParallelLayout(dp=7)},
         {"model": replace(served_model(), fingerprint="another")},
         {"model": replace(served_model(), vocab_size=100)},
     ],

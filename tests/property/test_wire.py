@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eastwest import wire
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
-from eastwest.layout import KVSpec, ParallelLayout
+from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
 from eastwest.messages import (
     Abort,
     Command,
@@ -22,6 +22,8 @@ from eastwest.messages import (
     Failed,
     FirstStep,
     Heartbeat,
+    KvLink,
+    KvSource,
     Load,
     ModelInfo,
     Prefill,
@@ -32,6 +34,7 @@ from eastwest.messages import (
     SequenceOutput,
     Stepped,
     Ticket,
+    Transport,
     WorkerInfo,
 )
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, TopLogprob
@@ -67,12 +70,18 @@ TOKEN = st.builds(
     logprob=st.none() | FLOAT,
     top=st.lists(st.builds(TopLogprob, st.integers(0, 2**32 - 1), FLOAT), max_size=3).map(tuple),
 )
-KV = st.builds(KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(["float32", "bfloat16", "float16"]))
+KV = st.builds(KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(sorted(DTYPE_BYTES)))
 LAYOUT = st.builds(ParallelLayout, SIZE, SIZE, SIZE, SIZE)
-ENDPOINTS = st.lists(st.builds(RankEndpoint, COUNT, TEXT), max_size=3).map(tuple)
-TICKET = st.builds(Ticket, TEXT, TEXT, NS, ENDPOINTS, LAYOUT, KV, TEXT, COUNT, COUNT, COUNT, FLOAT)
+ENDPOINTS = st.lists(st.builds(RankEndpoint, COUNT, TEXT, TEXT), max_size=3).map(tuple)
+TRANSPORT = st.sampled_from(Transport)
+TRANSPORTS = st.lists(TRANSPORT, max_size=3).map(tuple)
+TICKET = st.builds(
+    Ticket, TEXT, TEXT, NS, TEXT, ENDPOINTS, LAYOUT, KV, TEXT, COUNT, COUNT, COUNT, COUNT, FLOAT,
+    TRANSPORT, IDS,
+)  # fmt: skip
+SOURCE = st.builds(KvSource, TEXT, NS, TEXT, LAYOUT, KV, SIZE, TEXT, TRANSPORTS, COUNT)
 COMMANDS = st.one_of(
-    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, FLOAT),
+    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, SOURCE, FLOAT),
     st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT),
     st.builds(Abort, TEXT),
     st.just(Heartbeat()),
@@ -90,12 +99,18 @@ EVENTS = st.one_of(
     st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
     st.builds(Stepped, st.lists(OUTPUT, max_size=3).map(tuple)),
     st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
-    st.builds(Load, *[COUNT] * 11, st.booleans()),
+    st.builds(
+        Load,
+        *[COUNT] * 11,
+        st.booleans(),
+        links=st.lists(st.builds(KvLink, TEXT, TRANSPORT, NS, NS), max_size=3).map(tuple),
+        expert_tokens=st.lists(NS, max_size=3).map(tuple),
+    ),
 )
 MODEL = st.builds(ModelInfo, TEXT, TEXT, TEXT, TEXT, SIZE, SIZE, IDS, KV)
 INFO = st.builds(
-    WorkerInfo, TEXT, NS, st.sampled_from(Role), TEXT, MODEL, LAYOUT, ENDPOINTS, SIZE, SIZE, SIZE,
-    SIZE, SIZE,
+    WorkerInfo, TEXT, NS, st.sampled_from(Role), TEXT, MODEL, LAYOUT, SIZE, SIZE, SIZE, SIZE, TEXT,
+    TRANSPORTS, COUNT,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eastwest.messages import Abort, Heartbeat, Reserve
+from eastwest.testing.builders import a_worker
 from eastwest.testing.checkers import ExactlyOnce, Reservations, check_timing
 from eastwest.testing.simulated import Agenda
 from eastwest.timing import SecondTokenParts, Timing, TtftParts
@@ -52,7 +53,7 @@ def test_a_request_without_an_end_is_noticed() -> None:
 
 
 def a_reserve(work_id: str) -> Reserve:
-    return Reserve(work_id, "", "", (1,), SamplingParams(), 1, 1.0)
+    return Reserve(work_id, "", "", (1,), SamplingParams(), 1, a_worker("p0").source(), 1.0)
 
 
 def test_a_forgotten_reservation_is_noticed() -> None:

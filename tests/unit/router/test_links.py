@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eastwest.errors import Incompatible
+from eastwest.layout import ParallelLayout
 from eastwest.messages import Abort, Command, Reserve, WorkerInfo
 from eastwest.testing.builders import a_worker
 from eastwest.types import Role, SamplingParams
@@ -15,7 +16,8 @@ from router.links import BATCH_BYTES, batches, check_welcome
 
 
 def a_reserve(request_id: str, tokens: int) -> Reserve:
-    return Reserve(request_id, "", "", (49_000,) * tokens, SamplingParams(seed=1), 5, 10.0)
+    prompt, source = (49_000,) * tokens, a_worker("p0", Role.PREFILL).source()
+    return Reserve(request_id, "", "", prompt, SamplingParams(seed=1), 5, source, 10.0)
 
 
 def test_everything_queued_goes_into_one_message_in_order() -> None:
@@ -41,7 +43,7 @@ def test_a_worker_that_tells_the_truth_is_welcome_again_and_again() -> None:
     for role in Role:
         check_welcome(a_worker("d0", role, epoch=3), "d0", 0)
         check_welcome(a_worker("d0", role, epoch=3), "d0", 3)
-    check_welcome(replace(a_worker("p0", Role.PREFILL), endpoints=()), "p0", 0)
+    check_welcome(replace(a_worker("d0", num_blocks=12), layout=ParallelLayout(dp=3)), "d0", 0)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_a_worker_that_tells_the_truth_is_welcome_again_and_again() -> None:
         (a_worker("d0", epoch=4), "its epoch is 4; allowed: from 5"),
         (a_worker("d0", epoch=9, num_blocks=0), "num_blocks 0"),
         (a_worker("d0", epoch=9, block_tokens=0), "block_tokens 0"),
-        (replace(a_worker("d0", epoch=9), endpoints=()), r"ranks \[\]"),
+        (replace(a_worker("d0", epoch=9), layout=ParallelLayout(dp=3)), "not the same for each"),
         (
             replace(a_worker("d0", epoch=9), model=replace(a_worker().model, fingerprint="")),
             "no fingerprint",
