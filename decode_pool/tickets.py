@@ -38,7 +38,7 @@ class Tickets:
 
     def check(self, source: KvSource) -> None:
         """Raise `Incompatible`, saying why, where `source` cannot fill a reservation here."""
-        check_source(source, self._info())
+        check_source(source, self._info().source())
 
     def issue(self, work: Work, group: int, group_blocks: int) -> Ticket:
         """A ticket for the blocks of `work`, all in data-parallel group `group` of `group_blocks`
@@ -46,7 +46,7 @@ class Tickets:
         info, source = self._info(), work.command.source
         self._issued += 1
         own = (source.worker_id, source.epoch) == (info.worker_id, info.epoch)
-        transport = Transport.GRPC if own else choose_transport(source, info, self._allowed)
+        transport = Transport.GRPC if own else choose_transport(source, info.source(), self._allowed)
         first, tokens = len(work.hashes), len(work.command.prompt)
         last = blocks_for(tokens, info.block_tokens)
         placed = tuple(block - group * group_blocks for block in work.blocks[first:last])

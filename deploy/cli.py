@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+layouts_app = typer.Typer(help="Parallel layouts.", no_args_is_help=True)
+app.add_typer(layouts_app, name="layouts")
 
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
@@ -191,6 +193,27 @@ def models(config: ConfigPath = None, settings: Settings = None) -> None:
         "model.source also takes the path of a Hugging Face directory or GGUF file, "
         "or a hub id (owner/name)."
     )
+
+
+@layouts_app.command("explain")
+def layouts_explain(
+    prefill: Annotated[
+        str | None, typer.Option(help="Layout of a prefill replica, such as tp=4.")
+    ] = None,
+    decode: Annotated[
+        str | None, typer.Option(help="Layout of a decode replica, such as pp=2,tp=2.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="As model.source; of a directory only config.json is read."),
+    ] = None,
+    config: ConfigPath = None,
+    settings: Settings = None,
+) -> None:
+    """Show which rank sends which KV to which, and how much of it."""
+    from deploy.layouts import explain_pair
+
+    console.print(explain_pair(_config(config, settings), model, prefill, decode))
 
 
 @config_app.command("show")

@@ -1,7 +1,8 @@
-"""Puts one replica together: an engine, its blocks, prefill and decode over them, and the gRPC
+"""Puts one replica together: its ranks, their blocks, prefill and decode over them, and the gRPC
 server that speaks for it.
 
-Every replica has both sides; its role says what a router sends to it.
+Every replica has both sides; its role says what a router sends to it. It lives in the process of
+its leading rank and reaches the others through their `RankGroup`.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ import grpc.aio
 from decode_pool.worker import DecodeWorker
 from eastwest.clock import Clock, ns
 from eastwest.config import Config, PoolConfig
-from eastwest.errors import ConfigError
+from eastwest.errors import ConfigError, Unavailable
 from eastwest.messages import (
     Abort,
     Command,
     Heartbeat,
     Load,
     Prefill,
-    RankEndpoint,
     Reserve,
     Ticket,
     WorkerInfo,
 )
-from eastwest.ports import BlockStore, Engine
+from eastwest.ports import BlockStore
 from eastwest.rpc import CONTROL_MESSAGE_BYTES, server_options
 from eastwest.types import Role
-from engine.blocks import BlockPool
+from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit
+from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
-from kv_transfer.sender import FrameTap, KvSender, pass_through
 from kv_transfer.service import KvTransferService
 from prefill_pool.worker import PrefillWorker
 from runtime.control import ControlService
 from runtime.holdings import Holdings
+from runtime.rank_group import RankGroup
 from runtime.step_loop import StepLoop
 
 log = logging.getLogger(__name__)
@@ -69,24 +70,22 @@ def pool_of(config: Config, role: Role) -> PoolConfig:
 
 
 class Replica:
-    """One replica of one rank. `start` binds its port; `stop` ends everything it began.
+    """One replica. `start` binds its port; `stop` ends everything it began.
 
-    Made on the event loop it lives on. The engine and the store are the caller's until `start`
-    and closed by `stop`. tap: sees outgoing KV frames; tests use it to damage them.
+    Made on the event loop it lives on. The ranks and the store are the caller's until `start` and
+    closed by `stop`.
     """
 
     def __init__(
         self,
         identity: Identity,
-        engine: Engine,
+        ranks: RankGroup,
         store: BlockStore | None,
         config: Config,
         clock: Clock,
-        *,
-        tap: FrameTap = pass_through,
     ) -> None:
         self._identity = identity
-        self._engine = engine
+        self._ranks = ranks
         self._store = store
         self._config = config
         self._clock = clock
@@ -95,14 +94,16 @@ class Replica:
         self.defect = asyncio.Event()
         pool = pool_of(config, identity.role)
         self._pool = pool
-        kv = engine.kv
-        self._holdings = Holdings(BlockPool(kv.num_blocks))
-        self._loop = StepLoop(engine, clock)
+        self._holdings = Holdings(BlockGroups(ranks.num_blocks, ranks.layout.dp))
+        self._loop = StepLoop(ranks, clock)
         self._control = ControlService(self, self.info, config.router.heartbeat_s)
         self._decode = DecodeWorker(
             info=self.info,
-            model=engine.model,
-            kv=kv,
+            model=ranks.model,
+            layout=ranks.layout,
+            kv=ranks.kv,
+            ranks=ranks.receiving,
+            endpoints=ranks.endpoints,
             holdings=self._holdings,
             loop=self._loop,
             epoch=identity.epoch,
@@ -113,12 +114,16 @@ class Replica:
             store_config=config.store,
             clock=clock,
         )
-        self._sender = KvSender(
-            kv, engine.layout, 0, config.kv, clock, fingerprint=engine.model.fingerprint, tap=tap
+        ranks.listen(self._decode.transfers)
+        self._sender = GroupSender(
+            ranks.sending,
+            ranks.layout,
+            clock,
+            blocks_per_group=self._holdings.pool.group_blocks,
         )
         self._prefill = PrefillWorker(
-            model=engine.model,
-            kv=kv,
+            model=ranks.model,
+            kv=ranks.kv,
             holdings=self._holdings,
             loop=self._loop,
             sender=self._sender,
@@ -143,10 +148,7 @@ class Replica:
         """Serve; returns the address and all else a router needs."""
         self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
         self._control.add_to(self._server)
-        transfers = KvTransferService(
-            self._decode.receiver, self._clock, idle_s=self._config.kv.lease_s
-        )
-        transfers.add_to(self._server)
+        self._ranks.serve(self._server, self._decode.transfers)
         identity = self._identity
         try:
             port = self._server.add_insecure_port(f"{identity.host}:{identity.port}")
@@ -160,18 +162,20 @@ class Replica:
             epoch=identity.epoch,
             role=identity.role,
             address=address,
-            model=self._engine.model,
-            layout=self._engine.layout,
-            endpoints=(RankEndpoint(0, address),),
-            block_tokens=self._engine.kv.block_tokens,
-            num_blocks=self._engine.kv.num_blocks,
+            model=self._ranks.model,
+            layout=self._ranks.layout,
+            block_tokens=self._ranks.block_tokens,
+            num_blocks=self._ranks.num_blocks,
             running_max=self._pool.running_max,
             step_tokens=self._pool.step_tokens,
+            host=self._ranks.host,
+            transports=self._ranks.transports,
         )
         await self._server.start()
         self._spawn(self._loop.run(), "steps")
         self._spawn(self._decode.spiller.run(), "spiller")
         self._spawn(self._tick(), "ticks")
+        self._spawn(self._watch_ranks(), "ranks")
         return self._info
 
     async def stop(self) -> None:
@@ -187,10 +191,9 @@ class Replica:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._sender.close()
-        self._loop.close()
+        await self._ranks.close()
         if self._store is not None:
             await self._store.close()
-        self._engine.close()
         self._info = None
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
@@ -240,6 +243,8 @@ class Replica:
             sessions_spilled=spiller.spilled_sessions,
             transfer_bytes=self._decode.transfer_bytes,
             store_available=self._store is not None and getattr(self._store, "available", True),
+            links=self._decode.transfers.links,
+            expert_tokens=self._ranks.expert_tokens,
         )
 
     def audit(self) -> Audit:
@@ -248,7 +253,7 @@ class Replica:
 
     @property
     def transfers_open(self) -> int:
-        return self._decode.receiver.transfers_open
+        return self._decode.transfers.transfers_open
 
     # Time.
 
@@ -263,6 +268,11 @@ class Replica:
                 else:
                     self._decode.expire(owner.id)
             await asyncio.sleep(TICK_S)
+
+    async def _watch_ranks(self) -> None:
+        """A replica with one dead rank is dead as a whole."""
+        await self._ranks.broken.wait()
+        raise Unavailable(f"a rank is lost: {self._ranks.broken_reason}")
 
     def _is_self(self, ticket: Ticket) -> bool:
         info = self.info()
