@@ -46,7 +46,9 @@ class Tickets:
         info, source = self._info(), work.command.source
         self._issued += 1
         own = (source.worker_id, source.epoch) == (info.worker_id, info.epoch)
-        transport = Transport.GRPC if own else choose_transport(source, info.source(), self._allowed)
+        transport = (
+            Transport.GRPC if own else choose_transport(source, info.source(), self._allowed)
+        )
         first, tokens = len(work.hashes), len(work.command.prompt)
         last = blocks_for(tokens, info.block_tokens)
         placed = tuple(block - group * group_blocks for block in work.blocks[first:last])

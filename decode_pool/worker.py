@@ -76,6 +76,7 @@ class DecodeWorker:
         kv: ReplicaKV,
         ranks: Sequence[ReceivingRank],
         endpoints: Endpoints,
+        settled: Callable[[], Awaitable[None]],
         holdings: Holdings,
         loop: StepLoop,
         epoch: int,
@@ -87,6 +88,7 @@ class DecodeWorker:
         clock: Clock,
     ) -> None:
         self._model = model
+        self._settled = settled
         self._kv = kv
         self._holdings = holdings
         self._loop = loop
@@ -233,7 +235,7 @@ class DecodeWorker:
     async def _reserve(self, work: Work) -> None:
         try:
             await self._place(work)
-            self._open(work)
+            await self._open(work)
         except EastWestError as error:
             self._end_with(work, error)
         except Exception as error:
@@ -252,11 +254,13 @@ class DecodeWorker:
     def _blocks_needed(self, command: Reserve) -> int:
         return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
-    def _open(self, work: Work) -> None:
+    async def _open(self, work: Work) -> None:
         pool = self._holdings.pool
         ticket = self._tickets.issue(work, pool.group_of(work.blocks), pool.group_blocks)
         self._transfers[ticket.transfer_id] = work
         work.transfer_id = ticket.transfer_id
+        # Frames may come as soon as the ticket is out: every rank must know the transfer by then.
+        await self._settled()
         work.state = WorkState.RESERVED
         cached = work.cached_blocks * self._kv.block_tokens
         loaded = work.loaded_blocks * self._kv.block_tokens

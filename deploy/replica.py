@@ -35,7 +35,6 @@ from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit
 from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
-from kv_transfer.service import KvTransferService
 from prefill_pool.worker import PrefillWorker
 from runtime.control import ControlService
 from runtime.holdings import Holdings
@@ -104,6 +103,7 @@ class Replica:
             kv=ranks.kv,
             ranks=ranks.receiving,
             endpoints=ranks.endpoints,
+            settled=ranks.settled,
             holdings=self._holdings,
             loop=self._loop,
             epoch=identity.epoch,
@@ -114,7 +114,6 @@ class Replica:
             store_config=config.store,
             clock=clock,
         )
-        ranks.listen(self._decode.transfers)
         self._sender = GroupSender(
             ranks.sending,
             ranks.layout,
@@ -157,6 +156,7 @@ class Replica:
                 f"cannot listen on {identity.host}:{identity.port}: is the port in use?"
             ) from error
         address = f"{identity.host}:{port}"
+        self._ranks.bound(address)
         self._info = WorkerInfo(
             worker_id=identity.worker_id,
             epoch=identity.epoch,
@@ -271,8 +271,8 @@ class Replica:
 
     async def _watch_ranks(self) -> None:
         """A replica with one dead rank is dead as a whole."""
-        await self._ranks.broken.wait()
-        raise Unavailable(f"a rank is lost: {self._ranks.broken_reason}")
+        await self._ranks.breakage.event.wait()
+        raise Unavailable(self._ranks.breakage.reason)
 
     def _is_self(self, ticket: Ticket) -> bool:
         info = self.info()

@@ -113,7 +113,7 @@ def links_lines(workers: Sequence[WorkerStatus]) -> str:
     for w in workers:
         if total := sum(w.expert_tokens):
             shares = ", ".join(f"{count / total:.0%}" for count in w.expert_tokens)
-            lines.append(f"experts of {w.worker_id}: {total:,} pairs, by share {shares}")
+            lines.append(f"experts of {w.worker_id}: {total:,} pairs, by rank {shares}")
     return "\n".join(lines)
 
 

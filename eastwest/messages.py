@@ -285,8 +285,8 @@ class KvLink:
 class Load:
     """A worker's state, sent at least every heartbeat interval; also its sign of life.
 
-    links: one entry a prefill worker. expert_tokens: pairs of token and expert that each
-    expert-parallel rank has computed; empty for dense models.
+    links: one entry a prefill worker. expert_tokens: pairs of token and expert that each rank
+    has computed; empty for dense models.
     """
 
     free_blocks: int

@@ -9,6 +9,8 @@ spec, shard and size can find any row in a buffer that another process has mappe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from eastwest.ports import Buffer
 
 Bytes = npt.NDArray[np.uint8]
 
+# More runs of consecutive blocks than so many for each layer and head are moved block by block.
+_SLICES_MAX = 2
+
 
 def pool_bytes(spec: KVSpec, shard: Shard, num_blocks: int, block_tokens: int) -> int:
     """Size of the buffer that a `PagedKV` needs."""
@@ -27,11 +32,11 @@ def pool_bytes(spec: KVSpec, shard: Shard, num_blocks: int, block_tokens: int) -
 
 def block_runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
     """``(first block, count)`` of the maximal runs of consecutive blocks, in order."""
-    first = 0
-    for i in range(1, len(blocks) + 1):
-        if i == len(blocks) or blocks[i] != blocks[i - 1] + 1:
-            yield blocks[first], i - first
-            first = i
+    ids = np.array(blocks, np.intp)
+    cuts = (np.flatnonzero(np.diff(ids) != 1) + 1).tolist()
+    for start, stop in pairwise((0, *cuts, len(ids))):
+        if start < stop:
+            yield blocks[start], stop - start
 
 
 class PagedKV:
@@ -65,8 +70,11 @@ class PagedKV:
     ) -> Buffer:
         """See `KVMemory.read`."""
         run = np.empty(self.run_bytes(blocks, layers, heads, tokens), np.uint8)
-        for part, held in self.pieces(run, blocks, layers, heads, tokens):
-            part[...] = held
+        for part, held, index in self._pieces(run, blocks, layers, heads, tokens):
+            if index is None:
+                part[...] = held
+            else:
+                np.take(held, index, out=part, mode="clip")
         return run.data
 
     def write(
@@ -85,8 +93,11 @@ class PagedKV:
                 f"a canonical run of {len(blocks)} blocks, {len(layers)} layers and {len(heads)} "
                 f"heads has {run.nbytes} bytes; allowed: exactly {expected}"
             )
-        for part, held in self.pieces(run, blocks, layers, heads, tokens):
-            held[...] = part
+        for part, held, index in self._pieces(run, blocks, layers, heads, tokens):
+            if index is None:
+                held[...] = part
+            else:
+                held[index] = part
 
     def run_bytes(
         self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
@@ -107,42 +118,64 @@ class PagedKV:
         count = held if tokens is None else len(tokens)
         return self.spec.slice_bytes(count, len(layers), len(heads))
 
-    def pieces(
+    def _pieces(
         self,
         run: Bytes,
         blocks: Sequence[int],
         layers: range,
         heads: range,
         tokens: range | None = None,
-    ) -> Iterator[tuple[Bytes, Bytes]]:
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.intp] | None]]:
         """Views of a canonical `run` beside views of the places in the pool that it describes.
 
-        Each pair has shape ``[layer][head][token][bytes of a row]``; a pair for each plane and
-        run of consecutive slots.
+        Without an index, both have shape ``[layer][head][token][bytes of a row]``: there is such
+        a pair for each plane and run of consecutive slots. With one, the first is ``[block]`` of
+        one layer and head, and the index says which blocks of the second, ``[any block]``, these
+        are: blocks that lie far and wide are moved faster so.
         """
         wanted = tokens if tokens is not None else range(len(blocks) * self.block_tokens)
         by_layer = run.reshape(len(layers), -1)
-        index = (_inside(layers, self.shard.layers), _inside(heads, self.shard.heads))
+        places = (_inside(layers, self.shard.layers), _inside(heads, self.shard.heads))
+        first, stop = -(-wanted.start // self.block_tokens), wanted.stop // self.block_tokens
+        whole, edges = range(first * self.block_tokens, stop * self.block_tokens), [wanted]
+        index = np.array(blocks[first:stop], np.intp)
+        scattered = np.count_nonzero(np.diff(index) != 1) > _SLICES_MAX * len(layers) * len(heads)
+        if scattered:
+            edges = [range(wanted.start, whole.start), range(whole.stop, wanted.stop)]
+        slots = [
+            (edge.start - wanted.start + at, slot, count)
+            for edge in edges
+            for at, slot, count in self.slots(blocks, edge)
+        ]
         at = 0
         for plane in self.planes:
             row = plane.shape[-1]
             size = len(heads) * len(wanted) * row
             part = by_layer[:, at : at + size].reshape(len(layers), len(heads), len(wanted), row)
-            held = plane[index]
-            for first, slot, count in self.slots(blocks, wanted):
-                yield part[:, :, first : first + count], held[:, :, slot : slot + count]
+            held = plane[places]
+            for first, slot, count in slots:
+                yield part[:, :, first : first + count], held[:, :, slot : slot + count], None
+            if scattered:
+                inside = part[:, :, whole.start - wanted.start : whole.stop - wanted.start]
+                for i, j in np.ndindex(len(layers), len(heads)):
+                    yield self._by_block(inside[i, j]), self._by_block(held[i, j]), index
             at += size
+
+    def _by_block(self, rows: Bytes) -> npt.NDArray[np.void]:
+        """``[block]`` view of consecutive rows ``[token][bytes of a row]``."""
+        size = self.block_tokens * rows.shape[-1]
+        return rows.reshape(-1, size).view(np.dtype((np.void, size)))[:, 0]
 
     def slots(self, blocks: Sequence[int], tokens: range) -> Iterator[tuple[int, int, int]]:
         """``(index within tokens, first slot, count)`` of each run of consecutive slots."""
-        begin = 0
-        for first, count in block_runs(blocks):
-            here = range(begin, begin + count * self.block_tokens)
+        size = self.block_tokens
+        begin = tokens.start // size
+        for first, count in block_runs(blocks[begin : -(-tokens.stop // size)]):
+            here = range(begin * size, (begin + count) * size)
             start, stop = max(here.start, tokens.start), min(here.stop, tokens.stop)
             if start < stop:
-                slot = first * self.block_tokens + start - begin
-                yield start - tokens.start, slot, stop - start
-            begin = here.stop
+                yield start - tokens.start, first * size + start - here.start, stop - start
+            begin += count
 
 
 def _inside(part: range, whole: range) -> slice:

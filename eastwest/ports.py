@@ -138,6 +138,11 @@ class Engine(Protocol):
     def kv(self) -> KVMemory:
         """The paged KV of this rank."""
 
+    @property
+    def expert_tokens(self) -> tuple[int, ...]:
+        """Pairs of token and expert computed so far, for each expert that this rank keeps; empty
+        for dense models."""
+
     def step(
         self, rows: Sequence[StepRow], progress: StepProgress | None = None
     ) -> list[SampledToken | None]:

@@ -14,7 +14,7 @@ from eastwest.config import KVConfig, ModelConfig, PoolConfig
 from eastwest.errors import ConfigError, ModelError
 from eastwest.layout import ParallelLayout, Shard
 from eastwest.messages import ModelInfo
-from eastwest.ports import StepProgress, StepRow
+from eastwest.ports import KVMemory, StepProgress, StepRow
 from eastwest.types import SampledToken
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import Checkpoint, open_checkpoint
@@ -39,7 +39,8 @@ class TorchEngine:
         self.model = info
         self.layout = layout
         self.rank = 0
-        self.kv = kv
+        self.expert_tokens: tuple[int, ...] = ()
+        self.kv: KVMemory = kv.paged or kv
         self._forward: Model | None = model
         self._threads = threads
 

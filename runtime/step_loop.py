@@ -1,9 +1,8 @@
-"""Runs the steps of one engine on behalf of its sources: prefill, decode or both.
+"""Runs the steps of one replica on behalf of its sources: prefill, decode or both.
 
 A source plans rows and is told their results; the loop joins the rows of all sources into one
-batch. The engine runs in a thread of its own; all else happens on the event loop. Blocks that a
-running step may write to must not be given away: whoever wants to release them does so through
-`after_step`.
+batch. Blocks that a running step may write to must not be given away: whoever wants to release
+them does so through `after_step`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from eastwest.clock import Clock
-from eastwest.ports import Engine, StepRow
+from eastwest.ports import StepRow
 from eastwest.types import SampledToken
 
 log = logging.getLogger(__name__)
@@ -44,14 +42,20 @@ class StepSource(Protocol):
         """The step with the rows of the last plan did not complete."""
 
 
-class StepLoop:
-    """Owns the engine thread."""
+class Steps(Protocol):
+    """What runs a batch: all ranks of a replica."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
+    async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
+        """See `Engine.step`. A cancelled caller still waits for the end of the step."""
+
+
+class StepLoop:
+    """One step at a time."""
+
+    def __init__(self, steps: Steps, clock: Clock) -> None:
+        self._steps = steps
         self._clock = clock
         self._sources: list[StepSource] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._wake = asyncio.Event()
         self._stepping = False
         self._afterwards: list[Callable[[], None]] = []
@@ -85,13 +89,8 @@ class StepLoop:
         batch = [row for _, rows in plans for row in rows]
         started = self._clock.now_ns()
         self._stepping = True
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, batch)
         try:
-            tokens = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped in mid-step: wait, so that blocks are released after it.
-            await asyncio.wait([future])
-            raise
+            tokens = await self._steps.step(batch)
         except Exception as error:
             log.exception("an engine step of %d rows failed", len(batch))
             for source, _ in plans:
@@ -108,7 +107,3 @@ class StepLoop:
             actions, self._afterwards = self._afterwards, []
             for action in actions:
                 action()
-
-    def close(self) -> None:
-        """End the engine thread; `run` must have ended."""
-        self._thread.shutdown(wait=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,15 @@ from deploy.replica import Identity, Replica
 from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
+from eastwest.layout import KVSpec
 from eastwest.messages import Liveness
 from eastwest.ports import BlockStore, Engine
-from eastwest.testing.engine import SimulatedEngine
+from eastwest.testing.engine import SPEC, SimulatedEngine, simulated_group
 from eastwest.types import Role
 from kv_store.sessions import SessionStore
-from kv_transfer.sender import FrameTap, pass_through
+from kv_transfer.push import FrameTap, pass_through
 from router.server import Router
+from tests.rank_groups import LocalGroup, local_group
 
 WAIT_S = 20.0
 
@@ -55,8 +57,10 @@ class Rig:
     address: str
     store: BlockStore | None
     tap: FrameTap
+    spec: KVSpec = SPEC
     engines: dict[str, Engine] = field(default_factory=dict)
     replicas: dict[str, Replica] = field(default_factory=dict)
+    groups: dict[str, LocalGroup] = field(default_factory=dict)
     epoch: int = 0
 
     def engine(self, worker_id: str) -> SimulatedEngine:
@@ -64,23 +68,38 @@ class Rig:
         assert isinstance(engine, SimulatedEngine)
         return engine
 
-    async def start(self, worker_id: str, role: Role, engine: Engine | None = None) -> Replica:
-        """A new replica that the router knows."""
+    async def start(
+        self, worker_id: str, role: Role, engines: Sequence[Engine] | None = None
+    ) -> Replica:
+        """A new replica that the router knows; `engines` are its ranks, simulated by default."""
         self.epoch += 1
         pool = getattr(self.config, role.value)
-        size = self.config.kv.block_tokens
-        if engine is None:
-            engine = SimulatedEngine(pool.kv_tokens // size, size)
+        size = pool.block_tokens or self.config.kv.block_tokens
+        if engines is None:
+            engines = simulated_group(pool.layout.layout(), pool.kv_tokens // size, size, self.spec)
         identity = Identity(worker_id, self.epoch, role, "127.0.0.1")
-        replica = Replica(identity, engine, self.store, self.config, SystemClock(), tap=self.tap)
+        local = await local_group(
+            engines, worker_id=worker_id, epoch=self.epoch, config=self.config.kv, tap=self.tap
+        )
+        replica = Replica(identity, local.group, self.store, self.config, SystemClock())
         info = await replica.start()
-        self.engines[worker_id], self.replicas[worker_id] = engine, replica
+        self.engines[worker_id] = engines[info.layout.leader]
+        self.replicas[worker_id], self.groups[worker_id] = replica, local
         self.router.add_worker(worker_id, info.address)
         return replica
 
     async def stop(self, worker_id: str) -> None:
         await self.router.remove_worker(worker_id)
+        await self._end(worker_id)
+
+    async def close(self) -> None:
+        """End all replicas."""
+        for worker_id in list(self.replicas):
+            await self._end(worker_id)
+
+    async def _end(self, worker_id: str) -> None:
         await self.replicas.pop(worker_id).stop()
+        await self.groups.pop(worker_id).stop_servers()
 
     async def until_up(self, worker_id: str) -> None:
         """Until the router has a stream to the worker."""
@@ -127,20 +146,22 @@ async def a_rig(
     store: BlockStore | None = None,
     sessions: SessionStore | None = None,
     tap: FrameTap = pass_through,
-    make_engine: Callable[[], Engine] | None = None,
+    make_engines: Callable[[Role], Sequence[Engine]] | None = None,
+    spec: KVSpec = SPEC,
 ) -> AsyncIterator[Rig]:
-    """`model_dir` holds the tokenizer; `make_engine` replaces the simulated engine."""
+    """`model_dir` holds the tokenizer; `make_engines` replaces the simulated ranks of a replica,
+    whose KV is of `spec`."""
     config = config or a_config()
     router = Router(config, model_dir, sessions, SystemClock(), random.Random(7))
     address = await router.start()
     client = AsyncClient(address, timeout_s=WAIT_S)
-    rig = Rig(config, router, client, address, store, tap)
+    rig = Rig(config, router, client, address, store, tap, spec)
     try:
         counts = {Role.PREFILL: prefill, Role.DECODE: decode, Role.AGGREGATED: aggregated}
         for role, count in counts.items():
             for index in range(count):
-                engine = make_engine() if make_engine else None
-                await rig.start(f"{role.value}-{index}", role, engine)
+                engines = make_engines(role) if make_engines else None
+                await rig.start(f"{role.value}-{index}", role, engines)
         async with asyncio.timeout(WAIT_S):
             await router.wait_ready()
         yield rig
@@ -152,5 +173,4 @@ async def a_rig(
                 engine.gate.set()
         await client.close()
         await router.stop()
-        for replica in rig.replicas.values():
-            await replica.stop()
+        await rig.close()

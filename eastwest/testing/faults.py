@@ -1,6 +1,6 @@
 """A bad network between a KV sender and its receiver: taps that change the frames of a stream.
 
-Each is a `kv_transfer.sender.FrameTap`: it takes the encoded frames of one stream and gives what
+Each is a `kv_transfer.push.FrameTap`: it takes the encoded frames of one stream and gives what
 goes on the wire instead.
 """
 

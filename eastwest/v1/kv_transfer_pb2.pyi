@@ -16,7 +16,7 @@ class KvFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[FrameHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("transfer_id", "epoch", "source_rank", "layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count", "checksum")
+    __slots__ = ("transfer_id", "epoch", "source_rank", "layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count", "checksum", "in_place")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SOURCE_RANK_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class FrameHeader(_message.Message):
     HEAD_START_FIELD_NUMBER: _ClassVar[int]
     HEAD_COUNT_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     epoch: int
     source_rank: int
@@ -37,7 +38,8 @@ class FrameHeader(_message.Message):
     head_start: int
     head_count: int
     checksum: int
-    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., source_rank: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_count: _Optional[int] = ..., block_start: _Optional[int] = ..., block_count: _Optional[int] = ..., head_start: _Optional[int] = ..., head_count: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    in_place: bool
+    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., source_rank: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_count: _Optional[int] = ..., block_start: _Optional[int] = ..., block_count: _Optional[int] = ..., head_start: _Optional[int] = ..., head_count: _Optional[int] = ..., checksum: _Optional[int] = ..., in_place: _Optional[bool] = ...) -> None: ...
 
 class PushReceipt(_message.Message):
     __slots__ = ("accepted_bytes", "accepted_frames", "duplicate_frames", "corrupt_frames")
@@ -72,20 +74,22 @@ class CommitReceipt(_message.Message):
     def __init__(self, committed: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[FrameSlice, _Mapping]]] = ...) -> None: ...
 
 class FrameSlice(_message.Message):
-    __slots__ = ("layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count")
+    __slots__ = ("layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count", "rank")
     LAYER_START_FIELD_NUMBER: _ClassVar[int]
     LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_START_FIELD_NUMBER: _ClassVar[int]
     BLOCK_COUNT_FIELD_NUMBER: _ClassVar[int]
     HEAD_START_FIELD_NUMBER: _ClassVar[int]
     HEAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     layer_start: int
     layer_count: int
     block_start: int
     block_count: int
     head_start: int
     head_count: int
-    def __init__(self, layer_start: _Optional[int] = ..., layer_count: _Optional[int] = ..., block_start: _Optional[int] = ..., block_count: _Optional[int] = ..., head_start: _Optional[int] = ..., head_count: _Optional[int] = ...) -> None: ...
+    rank: int
+    def __init__(self, layer_start: _Optional[int] = ..., layer_count: _Optional[int] = ..., block_start: _Optional[int] = ..., block_count: _Optional[int] = ..., head_start: _Optional[int] = ..., head_count: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class AbortTransferRequest(_message.Message):
     __slots__ = ("transfer_id", "epoch")

@@ -64,7 +64,8 @@ class KvTransferServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Every byte is sent: check coverage, hand the sequence to decode.
+        """Every rank has sent its share: check coverage of all receiving ranks, hand the sequence to
+        decode. Sent once a transfer, to the address in the ticket; other ranks refuse it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

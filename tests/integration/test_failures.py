@@ -291,9 +291,9 @@ async def test_a_request_that_leaves_while_it_waits_for_room_leaves_nothing(
             rig.client.generate(a_prompt(60), temperature=0.0, max_tokens=20).result()
         )
         await asyncio.to_thread(engine.held.wait)
-        reserve = Reserve(
-            "waits", "", "", tuple(a_prompt(60, seed=1)), SamplingParams(temperature=0.0), 20, 60.0
-        )
+        prompt, greedy = tuple(a_prompt(60, seed=1)), SamplingParams(temperature=0.0)
+        source = rig.replicas["prefill-0"].info().source()
+        reserve = Reserve("waits", "", "", prompt, greedy, 20, source, 60.0)
         replica.handle("another router", reserve)
         await rig.until(lambda: replica.load().waiting == 1)
         replica.handle("another router", Abort("waits"))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from eastwest.config import Config, ModelConfig
 from eastwest.ports import Engine
-from eastwest.types import SamplingParams
+from eastwest.types import Role, SamplingParams
 from engine.torch_engine import load_engine
 from tests.checkpoints import ARCHITECTURES, tiny_checkpoint
 from tests.integration.test_serving import a_prompt
@@ -32,13 +32,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return tiny_checkpoint(request.param, directory, vocab_size=512)
 
 
-def engines(directory: Path, config: Config) -> Callable[[], Engine]:
+def engines(directory: Path, config: Config) -> Callable[[Role], list[Engine]]:
     model = ModelConfig(source=str(directory), dtype="float32")
-    return lambda: load_engine(directory, model, config.decode, config.kv)
+    return lambda _: [load_engine(directory, model, config.decode, config.kv)]
 
 
 def pools(
-    model_dir: Path, config: Config, make_engine: Callable[[], Engine], *, split: bool
+    model_dir: Path, config: Config, make_engines: Callable[[Role], list[Engine]], *, split: bool
 ) -> AbstractAsyncContextManager[Rig]:
     """One prefill and one decode worker, or one aggregated worker."""
     counts = (1, 1, 0) if split else (0, 0, 1)
@@ -49,7 +49,7 @@ def pools(
         decode=decode,
         aggregated=aggregated,
         config=config,
-        make_engine=make_engine,
+        make_engines=make_engines,
     )
 
 
@@ -71,12 +71,12 @@ async def test_disaggregated_aggregated_and_transformers_agree(
     tiny_model_dir: Path, checkpoint: Path
 ) -> None:
     config = a_config()
-    make_engine = engines(checkpoint, config)
+    make_engines = engines(checkpoint, config)
     sampling = SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True)
     prompts = [a_prompt(length, seed=length) for length in LENGTHS]
 
     async def outputs(*, split: bool) -> list[list[int]]:
-        async with pools(tiny_model_dir, config, make_engine, split=split) as rig:
+        async with pools(tiny_model_dir, config, make_engines, split=split) as rig:
             alone = [await rig.client.generate(p, sampling=sampling) for p in prompts[:3]]
             together = await asyncio.gather(
                 *(rig.client.generate(p, sampling=sampling).result() for p in prompts[3:])
@@ -93,14 +93,14 @@ async def test_a_seeded_sample_does_not_depend_on_where_it_runs(
     tiny_model_dir: Path, checkpoint: Path
 ) -> None:
     config = a_config()
-    make_engine = engines(checkpoint, config)
+    make_engines = engines(checkpoint, config)
     sampling = SamplingParams(
         temperature=0.8, top_p=0.9, top_k=50, seed=11, max_tokens=COUNT, ignore_eos=True,
         repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.1,
     )  # fmt: skip
     results = []
     for split in (True, False):
-        async with pools(tiny_model_dir, config, make_engine, split=split) as rig:
+        async with pools(tiny_model_dir, config, make_engines, split=split) as rig:
             completion = await rig.client.generate(a_prompt(40), sampling=sampling)
             results.append(completion.token_ids)
     assert results[0] == results[1]

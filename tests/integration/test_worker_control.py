@@ -89,8 +89,13 @@ async def a_raw_router(rig: Rig, worker_id: str = "decode-0") -> AsyncIterator[R
 
 
 def a_reserve(request_id: str = "x", tokens: int = 20, max_tokens: int = 4) -> Reserve:
-    sampling = SamplingParams(temperature=0.0)
-    return Reserve(request_id, "", "", tuple(a_prompt(tokens)), sampling, max_tokens, 60.0)
+    sampling, source = SamplingParams(temperature=0.0), a_source()
+    return Reserve(request_id, "", "", tuple(a_prompt(tokens)), sampling, max_tokens, source, 60.0)
+
+
+def a_source() -> KvSource:
+    """A prefill worker that could fill a reservation of the rig."""
+    return replace(a_worker("p9", Role.PREFILL, model=simulated_model()), block_tokens=8).source()
 
 
 async def test_a_reservation_whose_router_leaves_is_freed(tiny_model_dir: Path) -> None:

@@ -1,0 +1,178 @@
+"""One rank of a replica: its engine, its paged KV, and both ends of KV transfer over it.
+
+A plain object on one event loop; the engine's steps run in a thread of its own, in order. What
+its leader calls of it is the same in the leader's process and behind a link to another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from eastwest.clock import Clock
+from eastwest.config import KVConfig
+from eastwest.messages import Transport
+from eastwest.ports import Buffer, Engine, StepRow
+from eastwest.types import SampledToken
+from kv_transfer.closing import FencedReceiver
+from kv_transfer.grpc_delivery import GrpcTransport
+from kv_transfer.push import FrameTap, pass_through
+from kv_transfer.ranks import Arrived, Fence, ReceiverEvents, ReceivingRank
+from kv_transfer.receiver import Receiver
+from kv_transfer.sender import KvSender
+from kv_transfer.service import Commits, KvTransferService
+from kv_transfer.transport import TransportProvider
+from runtime.in_thread import in_thread
+
+FENCE_POLL_S = 0.05
+
+
+def _grpc_only() -> Mapping[Transport, TransportProvider]:
+    return {Transport.GRPC: GrpcTransport()}
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How KV can leave and reach one rank.
+
+    providers: what it can send by, and, where `memory` says how its paged KV is found, take by.
+    fence: keeps those out that write to it by themselves. host: see `KvSource`.
+    """
+
+    providers: Mapping[Transport, TransportProvider] = field(default_factory=_grpc_only)
+    memory: str = ""
+    fence: Fence | None = None
+    host: str = ""
+
+    @property
+    def transports(self) -> tuple[Transport, ...]:
+        return tuple(t for t in self.providers if self.memory or t is Transport.GRPC)
+
+
+class Rank:
+    """`engine` is this object's from now on; `close` ends it. epoch: of the replica.
+
+    receiving, sending: the two faces for transfers. tap: sees outgoing frames; tests damage them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ways: Ways,
+        epoch: int,
+        config: KVConfig,
+        clock: Clock,
+        *,
+        tap: FrameTap = pass_through,
+    ) -> None:
+        self.engine = engine
+        self.ways = ways
+        self._clock = clock
+        self._idle_s = config.lease_s
+        self._events: ReceiverEvents | None = None
+        self._receiver = Receiver(engine.kv, self, rank=engine.rank, epoch=epoch)
+        self._fenced = FencedReceiver(self._receiver, ways.fence) if ways.fence else None
+        self.receiving: ReceivingRank = self._fenced or self._receiver
+        self.sending = KvSender(
+            engine.kv,
+            engine.layout,
+            engine.rank,
+            ways.providers,
+            config,
+            clock,
+            fingerprint=engine.model.fingerprint,
+            tap=tap,
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._polling: asyncio.Task[None] | None = None
+
+    def serve(
+        self, server: grpc.aio.Server, commits: Commits | None, events: ReceiverEvents
+    ) -> None:
+        """Take frames on `server` from its start on, and tell `events` of them. commits: given on
+        the leader alone."""
+        self._events = events
+        KvTransferService(self._receiver, commits, self._clock, idle_s=self._idle_s).add_to(server)
+        if self._fenced is not None:
+            self._polling = asyncio.create_task(self._poll(self._fenced), name="fence")
+
+    async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
+        """Run a batch; see `Engine.step`. KV of rows that feed a push is sent meanwhile.
+
+        A cancelled caller still waits for the end of the step, as nothing can end it earlier."""
+        loop = asyncio.get_running_loop()
+        progress = self._progress(rows, loop) if any(row.transfer for row in rows) else None
+        future = loop.run_in_executor(self._thread, self.engine.step, rows, progress)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    async def read(self, blocks: Sequence[int]) -> list[Buffer]:
+        """The canonical bytes of the rank's shard of each of its blocks."""
+        return await in_thread(self._read, blocks)
+
+    async def write(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        """Fill blocks likewise."""
+        await in_thread(self._write, blocks, payloads)
+
+    async def close(self) -> None:
+        """End all pushes, the engine and its thread; no step may be running."""
+        await self.sending.close()
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.wait([self._polling])
+        self._thread.shutdown(wait=True)
+        self.engine.close()
+
+    # ReceiverEvents.
+
+    def on_progress(self, rank: int, transfer_id: str) -> None:
+        if self._events is not None:
+            self._events.on_progress(rank, transfer_id)
+
+    def on_arrived(self, rank: int, transfer_id: str, arrived: Arrived) -> None:
+        if self._events is not None:
+            self._events.on_arrived(rank, transfer_id, arrived)
+
+    def _progress(self, rows: Sequence[StepRow], loop: asyncio.AbstractEventLoop) -> _Progress:
+        return _Progress([(i, r.transfer) for i, r in enumerate(rows) if r.transfer], self, loop)
+
+    def _read(self, blocks: Sequence[int]) -> list[Buffer]:
+        kv = self.engine.kv
+        return [kv.read([block], kv.shard.layers, kv.shard.heads) for block in blocks]
+
+    def _write(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        kv = self.engine.kv
+        for block, payload in zip(blocks, payloads, strict=True):
+            kv.write([block], kv.shard.layers, kv.shard.heads, payload)
+
+    async def _poll(self, fenced: FencedReceiver) -> None:
+        while True:
+            fenced.tick()
+            await asyncio.sleep(FENCE_POLL_S)
+
+
+class _Progress:
+    """Is a `StepProgress`: takes what the step's thread says to the sender on its event loop."""
+
+    def __init__(
+        self, pushing: list[tuple[int, str]], rank: Rank, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._pushing = pushing
+        self._rank = rank
+        self._loop = loop
+
+    def __call__(self, layers: range, ends: Sequence[int]) -> None:
+        self._loop.call_soon_threadsafe(
+            self._tell, layers, [(transfer, ends[i]) for i, transfer in self._pushing]
+        )
+
+    def _tell(self, layers: range, ends: Sequence[tuple[str, int]]) -> None:
+        for transfer_id, tokens in ends:
+            self._rank.sending.progress(transfer_id, layers, tokens)
