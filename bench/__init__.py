@@ -5,7 +5,7 @@ value, unit, against, against_value, ratio, goal and met. `against` is a peer or
 measured in the same run, alternating, medians.
 
 engine       the engine against transformers, same dtype and threads
-kv_transfer  KV over gRPC against a raw TCP socket
+kv_transfer  KV by each transport against a raw socket, a plain copy and peers
 kv_store     the offline store against a raw socket to the same server; resume against recompute
 resume       (part of kv_store) a stored session against recomputing it
 serving      disaggregated against aggregated, on the same cores

@@ -33,7 +33,7 @@ def pool_bytes(spec: KVSpec, shard: Shard, num_blocks: int, block_tokens: int) -
 def block_runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
     """``(first block, count)`` of the maximal runs of consecutive blocks, in order."""
     ids = np.array(blocks, np.intp)
-    cuts = (np.flatnonzero(np.diff(ids) != 1) + 1).tolist()
+    cuts = (np.flatnonzero(ids[1:] - ids[:-1] != 1) + 1).tolist()
     for start, stop in pairwise((0, *cuts, len(ids))):
         if start < stop:
             yield blocks[start], stop - start
@@ -110,7 +110,7 @@ class PagedKV:
             ("heads", heads, self.shard.heads),
             ("tokens", range(held) if tokens is None else tokens, range(held)),
         ):
-            if not wanted or min(wanted) not in whole or max(wanted) not in whole:
+            if not wanted or not all(end in whole for end in _ends(wanted)):
                 raise InvalidArgument(
                     f"{name} are {list(wanted)[:8]}; allowed: some of {whole.start} to "
                     f"{whole.stop - 1}"
@@ -139,7 +139,9 @@ class PagedKV:
         first, stop = -(-wanted.start // self.block_tokens), wanted.stop // self.block_tokens
         whole, edges = range(first * self.block_tokens, stop * self.block_tokens), [wanted]
         index = np.array(blocks[first:stop], np.intp)
-        scattered = np.count_nonzero(np.diff(index) != 1) > _SLICES_MAX * len(layers) * len(heads)
+        scattered = np.count_nonzero(index[1:] - index[:-1] != 1) > _SLICES_MAX * len(layers) * len(
+            heads
+        )
         if scattered:
             edges = [range(wanted.start, whole.start), range(whole.stop, wanted.stop)]
         slots = [
@@ -176,6 +178,13 @@ class PagedKV:
             if start < stop:
                 yield start - tokens.start, first * size + start - here.start, stop - start
             begin += count
+
+
+def _ends(indices: Sequence[int]) -> tuple[int, int]:
+    """The least and the greatest of some."""
+    if isinstance(indices, range):  # ascending
+        return indices[0], indices[-1]
+    return min(indices), max(indices)
 
 
 def _inside(part: range, whole: range) -> slice:

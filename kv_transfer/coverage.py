@@ -29,6 +29,10 @@ class Coverage:
         """Whether all of a region has arrived."""
         return bool(self._present[self._index(layers, heads, blocks)].all())
 
+    def touches(self, region: Region) -> bool:
+        """Whether any of a region has arrived."""
+        return bool(self._present[self._index(region.layers, region.heads, region.blocks)].any())
+
     def add(self, layers: range, blocks: range, heads: range) -> bool:
         """Mark a region as arrived; false where all of it had arrived before."""
         cells = self._present[self._index(layers, heads, blocks)]

@@ -86,10 +86,36 @@ def frames(
                 yield Region(layer_part, block_part, head_part)
 
 
+def tokens_of(blocks: range, block_tokens: int, num_tokens: int) -> range:
+    """Positions of the tokens in blocks of a sequence of `num_tokens`: its last block may have
+    room for more."""
+    return range(blocks.start * block_tokens, min(blocks.stop * block_tokens, num_tokens))
+
+
 def overlap(a: range, b: range) -> range:
     """The indices in both ranges."""
     start = max(a.start, b.start)
     return range(start, max(start, min(a.stop, b.stop)))
+
+
+def meets(a: Region, b: Region) -> bool:
+    """Whether two boxes have a cell in common."""
+    return all(
+        overlap(*ranges)
+        for ranges in ((a.layers, b.layers), (a.blocks, b.blocks), (a.heads, b.heads))
+    )
+
+
+def holds(whole: Region, part: Region) -> bool:
+    """Whether `part` has a cell, and none outside `whole`."""
+    return all(
+        inner and outer.start <= inner.start and inner.stop <= outer.stop
+        for outer, inner in (
+            (whole.layers, part.layers),
+            (whole.blocks, part.blocks),
+            (whole.heads, part.heads),
+        )
+    )
 
 
 def _divide(whole: range, parts: int) -> Iterator[range]:

@@ -53,8 +53,9 @@ class ReceivingRank(Protocol):
     def close(self, transfer_id: str, reason: ErrorCode | None) -> Awaitable[None]:
         """Take no more, from now on; None for a committed one. Late frames are answered `reason`.
 
-        The result may be ignored, or awaited: until it is there, a sender that writes by itself
-        may still be writing, and the blocks must not be reused. Idempotent."""
+        The result may be ignored, or awaited, also more than once and by somebody who is then
+        cancelled: until it is there, a sender that writes by itself may still be writing, and the
+        blocks must not be reused. Idempotent."""
 
     async def missing(self, transfer_id: str) -> list[Region]:
         """What has not arrived, bounded; empty where all has (`ReceiverEvents.on_arrived` was
@@ -72,6 +73,17 @@ class ReceiverEvents(Protocol):
 
     def on_arrived(self, rank: int, transfer_id: str, arrived: Arrived) -> None:
         """Once for each rank and transfer."""
+
+
+class Fence(Protocol):
+    """Keeps senders that write by themselves out of blocks that are no longer theirs."""
+
+    def open(self, transfer_id: str) -> None:
+        """From now on the transfer's senders may write. Called before any of them can know it."""
+
+    def close(self, transfer_id: str) -> bool:
+        """Let nobody begin to write any more; true once nobody can be writing. Asked again until
+        it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
-"""The open transfers of one rank of one worker incarnation: what to do with each frame.
+"""The open transfers of one rank: what to do with each frame.
 
-A transfer is *open* from the reservation on. It ends *committed* (every cell of its region has
-arrived and the sender said so), *aborted* by the sender, or *closed* by the worker (lease ran
-out, request cancelled). An ended transfer takes no frame any more: its blocks may belong to
-somebody else. Ended ones are remembered, up to a bound, so that a repeated commit gets the same
-answer and a late frame a fitting error.
+A transfer is *open* from the reservation on, and *arrived* once every cell of its region has come,
+which the leader of the replica is told. It ends *closed*: committed, aborted or given up, as the
+leader decides. A closed transfer takes no frame any more: its blocks may belong to somebody else.
+Ended ones are remembered, up to a bound, so that a late frame gets a fitting error.
 
 Everything here runs on one thread. The only effect outside is `KVMemory.write`.
 """
@@ -12,25 +11,25 @@ Everything here runs on one thread. The only effect outside is `KVMemory.write`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Generator
+from dataclasses import dataclass, field
 
-from eastwest.errors import (
-    ErrorCode,
-    InvalidArgument,
-    LeaseExpired,
-    StaleEpoch,
-    error_from,
-)
+from eastwest.blocks import blocks_for
+from eastwest.clock import NS_PER_S
+from eastwest.errors import ErrorCode, InvalidArgument, NotFound, StaleEpoch, error_from
+from eastwest.messages import Transport
+from eastwest.paged_kv import PagedKV
 from eastwest.ports import KVMemory
-from eastwest.types import SampledToken
 from kv_transfer.coverage import Coverage
-from kv_transfer.frame_codec import Frame
-from kv_transfer.ledger import Ledger, Owner
-from kv_transfer.plan import Region
+from kv_transfer.digest import digest, stretches
+from kv_transfer.frame_codec import Frame, checksum_seed
+from kv_transfer.landing import Landing
+from kv_transfer.plan import Region, holds, meets, tokens_of
+from kv_transfer.ranks import Arrived, Opening, ReceiverEvents
 
 ENDED_MAX = 4096
+# Shorter stretches, on average, cost more in reads from the socket than in copying.
+LANDING_BYTES_MIN = 1 << 17
 
 
 class FrameResult(enum.Enum):
@@ -38,71 +37,53 @@ class FrameResult(enum.Enum):
 
     ACCEPTED = enum.auto()
     DUPLICATE = enum.auto()  # all of it had arrived before; nothing is written
-    CORRUPT = enum.auto()  # its check failed; nothing is written, it must come again
+    CORRUPT = enum.auto()  # its check failed; nothing counts as written, it must come again
 
 
-@dataclass(frozen=True, slots=True)
-class TransferStats:
-    """A committed transfer, in payload bytes and nanoseconds of this process's clock.
+class Closed:
+    """Awaitable, and there already."""
 
-    transfer_ns: first frame to last accepted frame. import_ns: from there to the commit.
-    """
-
-    bytes: int
-    frames: int
-    transfer_ns: int
-    import_ns: int
-
-
-class TransferOwner(Protocol):
-    """The worker that reserved the blocks. Called on the receiver's thread, never reentrantly."""
-
-    def on_progress(self, transfer_id: str) -> None:
-        """A frame brought something new; the lease in the ledger is renewed already."""
-
-    def on_committed(
-        self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
-    ) -> None:
-        """Once per transfer: the KV is complete and nothing will write to it any more.
-
-        `finished`: the first token is also the last; there is nothing to decode.
-        """
-
-    def on_aborted(self, transfer_id: str, reason: str) -> None:
-        """Once per transfer: the sender gave up; nothing will write to the blocks any more."""
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 @dataclass(slots=True)
 class _Transfer:
-    owner: Owner
-    blocks: tuple[int, ...]
+    opening: Opening
     region: Region
     coverage: Coverage
     bytes: int = 0
     frames: int = 0
-    first_frame_ns: int | None = None
-    last_frame_ns: int | None = None
+    first_frame_ns: int = 0
+    told_ns: int = 0  # when the leader last heard of progress
+    landings: list[Landing] = field(default_factory=list)
 
-    def stats(self, now_ns: int) -> TransferStats:
-        last = now_ns if self.last_frame_ns is None else self.last_frame_ns
-        first = last if self.first_frame_ns is None else self.first_frame_ns
-        return TransferStats(self.bytes, self.frames, last - first, now_ns - last)
+    def tokens(self, blocks: range, block_tokens: int) -> range:
+        """Positions of the tokens that are to come in `blocks`, from the first of them on."""
+        inside = tokens_of(blocks, block_tokens, self.opening.num_tokens)
+        return range(len(inside))
 
 
 class Receiver:
-    """Transfers into `kv`, whose leases are kept in `ledger`.
+    """Transfers into `kv`, the paged KV of rank `rank` of the replica. Is a `ReceivingRank`.
 
-    epoch: this incarnation. lease_ns: how long a lease runs from the last new frame on.
+    epoch: this incarnation. progress_ns: `events` hear of progress at most so often.
     """
 
     def __init__(
-        self, kv: KVMemory, ledger: Ledger, owner: TransferOwner, *, epoch: int, lease_ns: int
+        self,
+        kv: KVMemory,
+        events: ReceiverEvents,
+        *,
+        rank: int,
+        epoch: int,
+        progress_ns: int = NS_PER_S,
     ) -> None:
         self._kv = kv
-        self._ledger = ledger
-        self._owner = owner
+        self._events = events
+        self._rank = rank
         self._epoch = epoch
-        self._lease_ns = lease_ns
+        self._progress_ns = progress_ns
         self._open: dict[str, _Transfer] = {}
         # Why a transfer ended; None where it was committed. Oldest first.
         self._ended: dict[str, ErrorCode | None] = {}
@@ -114,130 +95,150 @@ class Receiver:
     def is_open(self, transfer_id: str) -> bool:
         return transfer_id in self._open
 
-    def open(
-        self,
-        transfer_id: str,
-        owner: Owner,
-        *,
-        blocks: Sequence[int],
-        first_block: int,
-        num_blocks: int,
-    ) -> None:
-        """Take frames for blocks ``[first_block, num_blocks)`` of a sequence.
-
-        `blocks` are the sequence's physical blocks from its first on; the ones to be written are
-        held by `owner` in the ledger, and by nobody else. A transfer id is never used twice.
-        """
+    def open(self, opening: Opening) -> None:
+        """See `ReceivingRank.open`. Where nothing is to come, it has arrived at once."""
+        transfer_id, blocks = opening.transfer_id, range(opening.first_block, opening.num_blocks)
         assert transfer_id not in self._open, f"transfer {transfer_id} is open already"
         assert transfer_id not in self._ended, f"transfer {transfer_id} has ended already"
-        assert 0 <= first_block <= num_blocks <= len(blocks), "blocks outside the sequence"
-        written = blocks[first_block:num_blocks]
-        assert set(written) <= set(self._ledger.blocks(owner)), f"blocks outside {owner}"
+        assert 0 <= blocks.start <= blocks.stop <= len(opening.blocks), "blocks outside"
+        held = blocks_for(opening.num_tokens, self._kv.block_tokens)
+        assert not blocks or held == blocks.stop, "tokens outside the last block"
+        assert all(0 <= block < self._kv.num_blocks for block in opening.blocks), "unknown blocks"
         shard = self._kv.shard
-        region = Region(shard.layers, range(first_block, num_blocks), shard.heads)
-        self._open[transfer_id] = _Transfer(owner, tuple(blocks), region, Coverage(region))
+        region = Region(shard.layers, blocks, shard.heads)
+        self._open[transfer_id] = _Transfer(opening, region, Coverage(region))
+        if not blocks:
+            self._events.on_arrived(self._rank, transfer_id, Arrived(0, 0, 0, 0))
+
+    def close(self, transfer_id: str, reason: ErrorCode | None) -> Closed:
+        """See `ReceivingRank.close`: this writes nothing more, from now on. Who lets senders
+        write by themselves waits for them too (`kv_transfer.closing`)."""
+        if transfer_id in self._open:
+            for landing in self._open.pop(transfer_id).landings:
+                landing.revoke()
+            self._ended[transfer_id] = reason
+            if len(self._ended) > ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
+        return Closed()
+
+    async def missing(self, transfer_id: str) -> list[Region]:
+        """See `ReceivingRank.missing`."""
+        return self._find(transfer_id).coverage.missing()
 
     def accept(self, frame: Frame, now_ns: int) -> FrameResult:
-        """Write the payload where its header says, unless it is there already or damaged.
+        """Take what a frame brings, unless it is there already or damaged.
 
-        Errors, with nothing written: `StaleEpoch`, `NotFound`, `LeaseExpired` or what ended the
-        transfer, `InvalidArgument` where the header names KV outside the reservation or the
-        payload has another size than the KV it names. The check comes first: a frame that fails
-        it says nothing reliable, not even whose it is.
+        Its payload is written where its header says. A frame `in_place` has none: what lies in
+        the blocks is checked. Errors, with nothing written: `StaleEpoch`, `NotFound` or what
+        ended the transfer, `InvalidArgument` where the header names KV outside the reservation,
+        the payload has another size than the KV it names, or nobody may write by itself. The
+        check of a payload comes first: a frame that fails it says nothing reliable, not even
+        whose it is.
         """
-        if not frame.intact():
-            return FrameResult.CORRUPT
         header, region = frame.header, frame.header.region
-        self._check_epoch(header.epoch)
-        transfer = self._find(header.transfer_id, now_ns)
+        if not header.in_place and not frame.intact():
+            return FrameResult.CORRUPT
+        if header.epoch != self._epoch:
+            raise StaleEpoch(f"epoch is {header.epoch}; allowed: this incarnation's, {self._epoch}")
+        transfer = self._find(header.transfer_id)
         _check_inside(region, transfer.region)
-        expected = self._kv.spec.slice_bytes(
-            len(region.blocks) * self._kv.block_tokens, len(region.layers), len(region.heads)
-        )
-        if frame.payload.nbytes != expected:
-            raise InvalidArgument(
-                f"a frame's payload has {frame.payload.nbytes} bytes; allowed: the {expected} "
-                f"of the KV it names"
-            )
-        duplicate = transfer.coverage.contains(region.layers, region.blocks, region.heads)
-        if not duplicate:
-            blocks = transfer.blocks[region.blocks.start : region.blocks.stop]
-            self._kv.write(blocks, region.layers, region.heads, frame.payload)
-            transfer.coverage.add(region.layers, region.blocks, region.heads)
-            transfer.bytes += expected
-            transfer.frames += 1
-            transfer.last_frame_ns = now_ns
-            if transfer.first_frame_ns is None:
-                transfer.first_frame_ns = now_ns
-            # Only what is new counts as progress, so that no sender can hold blocks for ever.
-            self._ledger.renew(transfer.owner, now_ns + self._lease_ns)
-            self._owner.on_progress(header.transfer_id)
-        return FrameResult.DUPLICATE if duplicate else FrameResult.ACCEPTED
+        tokens = transfer.tokens(region.blocks, self._kv.block_tokens)
+        size = self._kv.spec.slice_bytes(len(tokens), len(region.layers), len(region.heads))
+        _check_payload(frame, 0 if header.in_place else size, transfer.opening.transport)
+        if transfer.coverage.contains(region.layers, region.blocks, region.heads):
+            return FrameResult.DUPLICATE
+        blocks = transfer.opening.blocks[region.blocks.start : region.blocks.stop]
+        if header.in_place:
+            if digest(self._kv, blocks, region, tokens, checksum_seed(header)) != frame.checksum:
+                return FrameResult.CORRUPT
+        else:
+            for landing in transfer.landings:
+                if meets(landing.frame.header.region, region):
+                    landing.revoke()
+            self._kv.write(blocks, region.layers, region.heads, frame.payload, tokens)
+        self._count(transfer, region, size, now_ns)
+        return FrameResult.ACCEPTED
 
-    def commit(
-        self,
-        transfer_id: str,
-        epoch: int,
-        first_token: SampledToken,
-        *,
-        finished: bool,
-        now_ns: int,
-    ) -> list[Region]:
-        """What is missing, or nothing: then the transfer is committed. Idempotent.
+    def land(self, frame: Frame, size: int) -> Landing | None:
+        """Where the payload, of `size` bytes, of a frame that has none yet can be received to.
 
-        Raises like `accept`. A commit that is refused leaves the transfer open.
+        None for any that `accept` would refuse, and where its place is not free or not in long
+        stretches: such a frame goes to `accept` once it is there. Until `landed`, or until the
+        landing is revoked, its cells take nothing else.
         """
-        self._check_epoch(epoch)
-        if transfer_id in self._ended and self._ended[transfer_id] is None:
-            return []
-        transfer = self._find(transfer_id, now_ns)
-        if not transfer.coverage.complete:
-            return transfer.coverage.missing()
-        self._end(transfer_id, None)
-        self._owner.on_committed(transfer_id, first_token, finished, transfer.stats(now_ns))
-        return []
+        header, region = frame.header, frame.header.region
+        transfer = self._open.get(header.transfer_id)
+        if transfer is None or header.epoch != self._epoch or header.in_place:
+            return None
+        if not holds(transfer.region, region) or transfer.coverage.touches(region):
+            return None
+        if any(meets(other.frame.header.region, region) for other in transfer.landings):
+            return None
+        tokens = transfer.tokens(region.blocks, self._kv.block_tokens)
+        blocks = transfer.opening.blocks[region.blocks.start : region.blocks.stop]
+        if not isinstance(self._kv, PagedKV):
+            return None
+        targets = stretches(self._kv, blocks, region, tokens)
+        if len(targets) * LANDING_BYTES_MIN > size:
+            return None
+        landing = Landing(frame, targets)
+        if not landing.left or landing.size != size:
+            return None
+        transfer.landings = [kept for kept in transfer.landings if not kept.revoked]
+        transfer.landings.append(landing)
+        return landing
 
-    def abort(self, transfer_id: str, epoch: int, reason: str) -> None:
-        """The sender gives up. Idempotent; without effect on a transfer that is not open."""
-        self._check_epoch(epoch)
-        if transfer_id in self._open:
-            self._end(transfer_id, ErrorCode.NOT_FOUND)
-            self._owner.on_aborted(transfer_id, reason)
-
-    def close(self, transfer_id: str, reason: ErrorCode = ErrorCode.NOT_FOUND) -> None:
-        """The worker gives up, `reason` being what late frames are answered. Idempotent.
-
-        From here on nothing writes to the transfer's blocks. No callback is made.
-        """
-        if transfer_id in self._open:
-            self._end(transfer_id, reason)
+    def landed(self, landing: Landing, now_ns: int) -> FrameResult:
+        """All of a payload is there: check and count it. Raises what ended the transfer."""
+        frame, region = landing.frame, landing.frame.header.region
+        transfer = self._find(frame.header.transfer_id)
+        if landing.revoked:
+            return FrameResult.CORRUPT
+        transfer.landings.remove(landing)
+        tokens = transfer.tokens(region.blocks, self._kv.block_tokens)
+        blocks = transfer.opening.blocks[region.blocks.start : region.blocks.stop]
+        seed = checksum_seed(frame.header)
+        if digest(self._kv, blocks, region, tokens, seed) != frame.checksum:
+            return FrameResult.CORRUPT
+        self._count(transfer, region, landing.size, now_ns)
+        return FrameResult.ACCEPTED
 
     def check_integrity(self) -> None:
-        """Assert that every open transfer writes only to blocks that its owner holds."""
-        for transfer_id, transfer in self._open.items():
-            held = set(self._ledger.blocks(transfer.owner))
-            written = transfer.region.blocks
-            outside = set(transfer.blocks[written.start : written.stop]) - held
-            assert not outside, f"transfer {transfer_id} writes to blocks it does not hold"
+        """Assert that no two open transfers write to one block."""
+        written: set[int] = set()
+        for transfer in self._open.values():
+            opening = transfer.opening
+            blocks = opening.blocks[opening.first_block : opening.num_blocks]
+            assert written.isdisjoint(blocks), f"{opening.transfer_id} shares blocks"
+            written.update(blocks)
 
-    def _find(self, transfer_id: str, now_ns: int) -> _Transfer:
+    def _count(self, transfer: _Transfer, region: Region, size: int, now_ns: int) -> None:
+        """A region has come."""
+        transfer.coverage.add(region.layers, region.blocks, region.heads)
+        transfer.bytes += size
+        self._tell(transfer, now_ns)
+
+    def _tell(self, transfer: _Transfer, now_ns: int) -> None:
+        """A frame has brought something new."""
+        transfer.frames += 1
+        first = transfer.frames == 1
+        if first:
+            transfer.first_frame_ns = now_ns
+        transfer_id = transfer.opening.transfer_id
+        if transfer.coverage.complete:
+            took_ns = now_ns - transfer.first_frame_ns
+            arrived = Arrived(transfer.bytes, transfer.frames, took_ns, 0)
+            self._events.on_arrived(self._rank, transfer_id, arrived)
+        elif first or now_ns - transfer.told_ns >= self._progress_ns:
+            transfer.told_ns = now_ns
+            self._events.on_progress(self._rank, transfer_id)
+
+    def _find(self, transfer_id: str) -> _Transfer:
         transfer = self._open.get(transfer_id)
         if transfer is None:
-            code = self._ended.get(transfer_id) or ErrorCode.NOT_FOUND
+            code = self._ended.get(transfer_id) or NotFound.code
             raise error_from(code, f"transfer {transfer_id!r} is not open")
-        if self._ledger[transfer.owner].expired(now_ns):
-            raise LeaseExpired(f"the lease of transfer {transfer_id!r} has run out")
         return transfer
-
-    def _check_epoch(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            raise StaleEpoch(f"epoch is {epoch}; allowed: this incarnation's, {self._epoch}")
-
-    def _end(self, transfer_id: str, reason: ErrorCode | None) -> None:
-        del self._open[transfer_id]
-        self._ended[transfer_id] = reason
-        if len(self._ended) > ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
 
 
 def _check_inside(region: Region, reserved: Region) -> None:
@@ -252,3 +253,16 @@ def _check_inside(region: Region, reserved: Region) -> None:
                 f"a frame names {name} {part.start} to {part.stop}; allowed: inside "
                 f"{whole.start} to {whole.stop}, at least one"
             )
+
+
+def _check_payload(frame: Frame, expected: int, transport: Transport) -> None:
+    if frame.header.in_place and transport is Transport.GRPC:
+        raise InvalidArgument(
+            f"a frame of transfer {frame.header.transfer_id!r} is in place; allowed: frames with "
+            f"a payload, since KV comes by {transport}"
+        )
+    if frame.payload.nbytes != expected:
+        raise InvalidArgument(
+            f"a frame's payload has {frame.payload.nbytes} bytes; allowed: the {expected} of the "
+            f"KV it names"
+        )

@@ -9,12 +9,13 @@ checks what lies in its blocks against the checksum.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from eastwest.messages import RankEndpoint, Ticket, Transport
 from eastwest.paged_kv import PagedKV
 from eastwest.ports import Buffer
-from kv_transfer.frame_codec import Header
+from kv_transfer.frame_codec import Header, Message
 from kv_transfer.plan import Region
 
 
@@ -24,6 +25,10 @@ class Outgoing(Protocol):
     def read(self, region: Region) -> Buffer:
         """The canonical payload of a region: one new buffer."""
 
+    def parts(self, region: Region) -> Sequence[Buffer]:
+        """The same in flat pieces, in order: views of where it lies where those are long, which
+        stay as they are until the push is stopped; else one new buffer."""
+
     def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region, seed: int) -> int:
         """Write the same straight into the receiver's mapped pool, where `blocks` are the
         region's, and return its xxh3_64 with `seed`. May be called in a thread."""
@@ -32,7 +37,7 @@ class Outgoing(Protocol):
 class Delivery(Protocol):
     """One transfer's way to one receiving rank. Used by one task at a time."""
 
-    async def pack(self, header: Header, outgoing: Outgoing) -> bytes:
+    async def pack(self, header: Header, outgoing: Outgoing) -> Message:
         """The message that tells the receiver of ``header.region``; see above.
 
         Raises `TransferFailed`, `Unavailable` or `LeaseExpired` where the way is closed."""

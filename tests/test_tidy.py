@@ -30,7 +30,9 @@ DECIDING = (
     "router/fleet.py", "router/requests.py", "router/edge.py", "prefill_pool/scheduler.py",
     "decode_pool/scheduler.py", "decode_pool/residency.py", "kv_transfer/plan.py",
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
-    "kv_transfer/receiver.py", "kv_store/circuit.py", "kv_store/codec.py", "engine/blocks.py",
+    "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",
+    "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
+    "engine/blocks.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip
 NOT_FOR_DECIDING = {"asyncio", "grpc", "redis", "ray", "time", "threading", "socket"}

@@ -11,12 +11,23 @@ import grpc
 import grpc.aio
 import pytest
 
+from eastwest.layout import ParallelLayout
 from eastwest.rpc import CODE_KEY
 from eastwest.v1 import kv_transfer_pb2 as wire
-from kv_transfer.frame_codec import Header, encode
-from kv_transfer.plan import Region
-from kv_transfer.service import CORRUPT_FRAMES_MAX
-from tests.integration.kv_pair import EPOCH, SPEC, TOKEN, WAIT_S, Pair, a_pair
+from kv_transfer.frame_codec import Header, encode, encode_in_place
+from kv_transfer.intake import CORRUPT_FRAMES_MAX
+from kv_transfer.plan import Region, tokens_of
+from tests.integration.kv_pair import (
+    BLOCK_TOKENS,
+    EPOCH,
+    NUM_TOKENS,
+    SPEC,
+    TOKEN,
+    WAIT_S,
+    Pair,
+    Side,
+    a_pair,
+)
 
 ONE_BLOCK = Region(range(1), range(1), range(2))
 
@@ -55,13 +66,13 @@ class RawClient:
 @asynccontextmanager
 async def a_raw_client(pair: Pair) -> AsyncIterator[RawClient]:
     """Ends by asserting that an honest transfer still works."""
-    async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+    async with grpc.aio.insecure_channel(pair.target.address) as channel:
         yield RawClient(channel)
     await pair.begin_ready(pair.reserve()).finish(TOKEN, finished=False)
 
 
 def a_message(region: Region = ONE_BLOCK, transfer_id: str = "t1") -> bytes:
-    tokens = len(region.blocks) * 16
+    tokens = len(tokens_of(region.blocks, BLOCK_TOKENS, NUM_TOKENS))
     payload = bytes(SPEC.slice_bytes(tokens, len(region.layers), len(region.heads)))
     return encode(Header(transfer_id, EPOCH, 0, region), payload)
 
@@ -101,6 +112,48 @@ async def test_a_frame_for_no_transfer_is_not_found() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.push(a_message(transfer_id="t77"))
         assert refusal(caught) == (grpc.StatusCode.NOT_FOUND, "not_found")
+
+
+async def test_a_frame_that_says_it_is_in_place_is_refused_where_nobody_may_write() -> None:
+    header = Header("t1", EPOCH, 0, ONE_BLOCK, in_place=True)
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        ticket = pair.reserve()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.push(encode_in_place(header, 0))
+        assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
+        assert pair.target.untouched
+        pair.cancel(ticket)
+
+
+async def test_a_last_block_that_claims_to_be_full_is_refused() -> None:
+    last = Region(range(1), range(5, 6), range(2))
+    payload = bytes(SPEC.slice_bytes(BLOCK_TOKENS, 1, 2))
+    async with a_pair() as pair, a_raw_client(pair) as client:
+        ticket = pair.reserve()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.push(encode(Header("t1", EPOCH, 0, last), payload))
+        assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
+        assert "2048 bytes; allowed: the 1280" in (caught.value.details() or "")
+        assert pair.target.untouched
+        pair.cancel(ticket)
+
+
+@pytest.mark.parametrize("method", ["Commit", "AbortTransfer"])
+async def test_a_rank_that_does_not_lead_says_who_takes_commits(method: str) -> None:
+    requests = {
+        "Commit": wire.CommitRequest(
+            transfer_id="t1", epoch=EPOCH, first_token={"token": TOKEN.token}
+        ),
+        "AbortTransfer": wire.AbortTransferRequest(transfer_id="t1", epoch=EPOCH),
+    }
+    async with a_pair(dst=Side(ParallelLayout(tp=2))) as pair:
+        ticket = pair.reserve()
+        async with grpc.aio.insecure_channel(pair.target.addresses[1]) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await RawClient(channel).call(method, requests[method].SerializeToString())
+        assert refusal(caught) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_argument")
+        assert "the replica's leader" in (caught.value.details() or "")
+        pair.cancel(ticket)
 
 
 @pytest.mark.parametrize("method", ["Commit", "AbortTransfer"])
@@ -147,7 +200,7 @@ async def test_a_commit_names_what_is_missing_and_may_be_repeated() -> None:
 
 async def test_a_silent_stream_without_a_transfer_is_ended() -> None:
     async with a_pair(idle_s=0.01) as pair, a_raw_client(pair):
-        async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+        async with grpc.aio.insecure_channel(pair.target.address) as channel:
             call = open_push(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
@@ -158,7 +211,7 @@ async def test_a_silent_stream_lives_as_long_as_its_transfer() -> None:
     asked = asyncio.Event()
     async with a_pair(idle_s=0.01) as pair, a_raw_client(pair):
         ticket = pair.reserve()
-        receiver = pair.rank.receiver
+        (receiver,) = pair.target.receivers
         is_open = receiver.is_open
 
         def watched(transfer_id: str) -> bool:
@@ -166,7 +219,7 @@ async def test_a_silent_stream_lives_as_long_as_its_transfer() -> None:
             return is_open(transfer_id)
 
         receiver.is_open = watched  # type: ignore[method-assign]
-        async with grpc.aio.insecure_channel(pair.rank.address) as channel:
+        async with grpc.aio.insecure_channel(pair.target.address) as channel:
             call = open_push(channel)
             await call.write(a_message())
             await asked.wait()

@@ -3,13 +3,16 @@
 1. Every (destination rank, layer, head) is sent exactly once, by a rank that holds it.
 2. Source ranks that hold the same KV share one destination's slice evenly.
 3. Between equal layouts without replicas, each rank sends its own shard to its own counterpart.
-4. Frames tile their box exactly once and none is larger than allowed.
-5. Where whole layers fit into a frame, only layers are cut.
+4. Total bytes are the minimum: those of each destination rank once, of which `explain` gives an
+   account that adds up.
+5. Frames tile their box exactly once and none is larger than allowed.
+6. Where whole layers fit into a frame, only layers are cut.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from eastwest.errors import ConfigError
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
+from kv_transfer.explain import Side, explain
 from kv_transfer.plan import frames, reshard
 
 untimed = settings(deadline=None)  # machines may be busy
@@ -87,6 +91,32 @@ def test_replicated_sources_share_the_sending(
         ]
         shares = [counts[rank] for rank in replicas]
         assert max(shares) - min(shares) <= 1
+
+
+@untimed
+@given(pairs())
+def test_total_bytes_are_the_minimum_and_the_explanation_adds_up(
+    pair: tuple[KVSpec, ParallelLayout, ParallelLayout],
+) -> None:
+    spec, src, dst = pair
+    quantized = replace(spec, dtype="int8")
+    told = explain(Side(src, spec, 16), Side(dst, quantized, 64))
+    minimum = sum(
+        quantized.slice_bytes(1, len(shard.layers), len(shard.heads))
+        for shard in (shard_of(spec, dst, rank) for rank in range(dst.world_size))
+    )
+    assert told.bytes_per_token == told.minimum_bytes_per_token == minimum
+    assert sum(link.bytes_per_token for link in told.links) == minimum
+    assert sum(rank.bytes_per_token for rank in told.senders) == minimum
+    assert [rank.bytes_per_token for rank in told.receivers] == [
+        quantized.slice_bytes(1, len(rank.shard.layers), len(rank.shard.heads))
+        for rank in told.receivers
+    ]
+    ends = Counter((link.src_rank, link.dst_rank) for link in told.links)
+    assert set(ends.values()) == {1}
+    for ranks, end in ((told.senders, 0), (told.receivers, 1)):
+        fans = Counter(pair[end] for pair in ends)
+        assert {rank.rank: rank.fan for rank in ranks if rank.fan} == fans
 
 
 @untimed

@@ -1,25 +1,27 @@
-"""A receiving rank with its ledger, and frames for it."""
+"""A receiving rank with what it tells its leader, and frames for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
+from eastwest.messages import Transport
 from eastwest.testing.kv_memory import ArrayKVMemory
 from eastwest.types import SampledToken
 from kv_transfer.frame_codec import Frame, Header, decode, encode
-from kv_transfer.ledger import Ledger, Owner, OwnerKind
-from kv_transfer.plan import Region
-from kv_transfer.receiver import Receiver, TransferStats
+from kv_transfer.plan import Region, tokens_of
+from kv_transfer.ranks import Arrived, Opening
+from kv_transfer.receiver import Receiver
+from kv_transfer.transfers import TransferStats
 
 SPEC = KVSpec(num_layers=4, num_kv_heads=2, key_dim=4, value_dim=4, dtype="bfloat16")
 BLOCK_TOKENS = 2
 NUM_BLOCKS = 16
 EPOCH = 7
-LEASE_NS = 1_000
+RANK = 3
+PROGRESS_NS = 100
 TOKEN = SampledToken(11, -0.5)
 TRANSFER = "t1"
-OWNER = Owner(OwnerKind.RESERVATION, "r1")
 
 
 def a_memory(*, seed: int | None = None, layout: ParallelLayout | None = None) -> ArrayKVMemory:
@@ -32,15 +34,25 @@ def a_memory(*, seed: int | None = None, layout: ParallelLayout | None = None) -
 
 
 @dataclass
+class RecordingEvents:
+    """`ReceiverEvents` that remember what they were told."""
+
+    progress: list[tuple[int, str]] = field(default_factory=list)
+    arrived: list[tuple[int, str, Arrived]] = field(default_factory=list)
+
+    def on_progress(self, rank: int, transfer_id: str) -> None:
+        self.progress.append((rank, transfer_id))
+
+    def on_arrived(self, rank: int, transfer_id: str, arrived: Arrived) -> None:
+        self.arrived.append((rank, transfer_id, arrived))
+
+
+@dataclass
 class RecordingOwner:
     """A `TransferOwner` that remembers what it was told."""
 
-    progress: list[str] = field(default_factory=list)
     committed: list[tuple[str, SampledToken, bool, TransferStats]] = field(default_factory=list)
     aborted: list[tuple[str, str]] = field(default_factory=list)
-
-    def on_progress(self, transfer_id: str) -> None:
-        self.progress.append(transfer_id)
 
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
@@ -54,30 +66,43 @@ class RecordingOwner:
 class Receiving:
     """A receiver of zeroed memory, with one transfer open for blocks [1, 3) of a sequence.
 
-    The sequence lies in physical blocks 9, 4, 5; the lease starts at time 0.
+    The sequence lies in blocks 9, 4, 5 and has 5 tokens: one is in the last block.
     """
 
     blocks = (9, 4, 5)
     region = Region(range(4), range(1, 3), range(2))
+    num_tokens = 5
 
-    def __init__(self) -> None:
+    def __init__(self, transport: Transport = Transport.GRPC) -> None:
         self.memory = a_memory()
-        self.ledger = Ledger()
-        self.owner = RecordingOwner()
+        self.events = RecordingEvents()
         self.receiver = Receiver(
-            self.memory, self.ledger, self.owner, epoch=EPOCH, lease_ns=LEASE_NS
+            self.memory, self.events, rank=RANK, epoch=EPOCH, progress_ns=PROGRESS_NS
         )
-        self.ledger.open(OWNER, self.blocks, lease_until_ns=LEASE_NS)
-        self.receiver.open(TRANSFER, OWNER, blocks=self.blocks, first_block=1, num_blocks=3)
+        self.receiver.open(an_opening(transport=transport))
+
+    def read(self, blocks: list[int]) -> bytes:
+        """All layers and heads of blocks."""
+        return bytes(self.memory.read(blocks, self.region.layers, self.region.heads))
 
     def untouched(self) -> bool:
         """Nothing has been written anywhere."""
-        return not self.memory.keys.any() and not self.memory.values.any()
+        return not self.memory.buffer.any()
+
+
+def an_opening(
+    transfer_id: str = TRANSFER,
+    *,
+    first_block: int = 1,
+    transport: Transport = Transport.GRPC,
+) -> Opening:
+    blocks = Receiving.blocks
+    return Opening(transfer_id, blocks, first_block, len(blocks), Receiving.num_tokens, transport)
 
 
 def a_payload(region: Region, fill: int = 1) -> bytes:
-    tokens = len(region.blocks) * BLOCK_TOKENS
-    return bytes([fill]) * SPEC.slice_bytes(tokens, len(region.layers), len(region.heads))
+    tokens = tokens_of(region.blocks, BLOCK_TOKENS, Receiving.num_tokens)
+    return bytes([fill]) * SPEC.slice_bytes(len(tokens), len(region.layers), len(region.heads))
 
 
 def a_frame(

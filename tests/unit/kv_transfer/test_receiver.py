@@ -1,10 +1,12 @@
-"""What a receiver does with frames, commits and aborts, and what it never writes."""
+"""What a receiver does with frames, what it tells its leader, and what it never writes."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from eastwest.errors import (
     Cancelled,
@@ -15,97 +17,102 @@ from eastwest.errors import (
     NotFound,
     StaleEpoch,
 )
+from eastwest.messages import Transport
+from kv_transfer.frame_codec import Frame, Header, checksum_seed, decode, encode_in_place
 from kv_transfer.plan import Region
-from kv_transfer.receiver import ENDED_MAX, FrameResult, TransferStats
+from kv_transfer.ranks import Arrived
+from kv_transfer.receiver import ENDED_MAX, FrameResult
 from tests.unit.kv_transfer.builders import (
     EPOCH,
-    LEASE_NS,
     NUM_BLOCKS,
-    OWNER,
-    TOKEN,
+    PROGRESS_NS,
+    RANK,
     TRANSFER,
     Receiving,
     a_frame,
     a_memory,
     a_payload,
+    an_opening,
 )
 
 ALL = Receiving.region
 FIRST_LAYER = Region(range(1), ALL.blocks, ALL.heads)
+# Blocks 4 and 5 of the memory are written, all but the second token of the latter.
+WRITTEN = range(3)
 
 
-def commit(rig: Receiving, now_ns: int = 0, *, finished: bool = False) -> list[Region]:
-    return rig.receiver.commit(TRANSFER, EPOCH, TOKEN, finished=finished, now_ns=now_ns)
+def missing(rig: Receiving, transfer_id: str = TRANSFER) -> list[Region]:
+    return asyncio.run(rig.receiver.missing(transfer_id))
 
 
 def test_a_frame_lands_in_the_reserved_blocks_and_nowhere_else() -> None:
     rig, source = Receiving(), a_memory(seed=3)
-    payload = bytes(source.read([0, 1], ALL.layers, ALL.heads))
+    payload = bytes(source.read([0, 1], ALL.layers, ALL.heads, WRITTEN))
     assert rig.receiver.accept(a_frame(ALL, payload=payload), 0) is FrameResult.ACCEPTED
-    assert rig.memory.read([4, 5], ALL.layers, ALL.heads) == payload
-    others = [b for b in range(NUM_BLOCKS) if b not in (4, 5)]
-    assert not rig.memory.keys[:, :, others].any()
-    assert not rig.memory.values[:, :, others].any()
+    assert rig.memory.read([4, 5], ALL.layers, ALL.heads, WRITTEN) == payload
+    expected = a_memory()
+    expected.write([4, 5], ALL.layers, ALL.heads, payload, WRITTEN)
+    assert (rig.memory.buffer == expected.buffer).all()
 
 
-def test_a_complete_transfer_commits_once_with_its_figures() -> None:
+def test_the_last_block_brings_only_the_tokens_that_exist() -> None:
+    rig = Receiving()
+    last = Region(ALL.layers, range(2, 3), ALL.heads)
+    assert rig.receiver.accept(a_frame(last), 0) is FrameResult.ACCEPTED
+    assert rig.memory.read([5], ALL.layers, ALL.heads, range(1)) == a_payload(last)
+    assert not any(rig.memory.read([5], ALL.layers, ALL.heads, range(1, 2)))
+
+
+def test_the_leader_is_told_once_that_all_has_arrived() -> None:
     rig = Receiving()
     rest = Region(range(1, 4), ALL.blocks, ALL.heads)
     rig.receiver.accept(a_frame(FIRST_LAYER), 10)
     rig.receiver.accept(a_frame(rest), 25)
-    assert commit(rig, 32, finished=True) == []
-    stats = TransferStats(len(a_payload(ALL)), frames=2, transfer_ns=15, import_ns=7)
-    assert rig.owner.committed == [(TRANSFER, TOKEN, True, stats)]
-    assert rig.receiver.transfers_open == 0
+    rig.receiver.accept(a_frame(rest), 30)
+    arrived = Arrived(len(a_payload(ALL)), frames=2, transfer_ns=15, since_last_ns=0)
+    assert rig.events.arrived == [(RANK, TRANSFER, arrived)]
+    assert missing(rig) == []
 
 
-def test_a_repeated_commit_gets_the_same_answer_and_tells_nobody() -> None:
-    rig = Receiving()
-    rig.receiver.accept(a_frame(ALL), 0)
-    assert commit(rig) == []
-    assert commit(rig, 10 * LEASE_NS) == []
-    assert len(rig.owner.committed) == 1
-
-
-def test_a_commit_with_a_hole_names_it_and_leaves_the_transfer_open() -> None:
+def test_what_is_missing_is_named() -> None:
     rig = Receiving()
     rig.receiver.accept(a_frame(FIRST_LAYER), 0)
-    (hole,) = commit(rig)
-    assert hole == Region(range(1, 4), ALL.blocks, ALL.heads)
-    assert rig.owner.committed == []
-    assert rig.receiver.accept(a_frame(hole), 0) is FrameResult.ACCEPTED
-    assert commit(rig) == []
+    assert missing(rig) == [Region(range(1, 4), ALL.blocks, ALL.heads)]
+    assert rig.events.arrived == []
 
 
-def test_a_reservation_with_nothing_to_push_commits_at_once() -> None:
+def test_where_nothing_is_to_come_it_has_arrived_at_once() -> None:
     rig = Receiving()
-    rig.receiver.open("t2", OWNER, blocks=rig.blocks, first_block=3, num_blocks=3)
-    assert rig.receiver.commit("t2", EPOCH, TOKEN, finished=False, now_ns=5) == []
-    assert rig.owner.committed == [("t2", TOKEN, False, TransferStats(0, 0, 0, 0))]
+    rig.receiver.open(an_opening("t2", first_block=3))
+    assert rig.events.arrived == [(RANK, "t2", Arrived(0, 0, 0, 0))]
+    assert missing(rig, "t2") == []
 
 
-def test_what_is_new_renews_the_lease_and_is_progress() -> None:
+def test_the_leader_hears_of_progress_now_and_then() -> None:
     rig = Receiving()
-    rig.receiver.accept(a_frame(FIRST_LAYER), LEASE_NS - 1)
-    assert rig.ledger[OWNER].lease_until_ns == 2 * LEASE_NS - 1
-    assert rig.owner.progress == [TRANSFER]
+    heard = []
+    for layer, now in enumerate((5, 5 + PROGRESS_NS - 1, 5 + PROGRESS_NS)):
+        rig.receiver.accept(a_frame(Region(range(layer, layer + 1), ALL.blocks, ALL.heads)), now)
+        heard.append(len(rig.events.progress))
+    assert heard == [1, 1, 2]
+    assert rig.events.progress[0] == (RANK, TRANSFER)
 
 
 def test_a_repeated_frame_is_neither_written_nor_progress() -> None:
     rig = Receiving()
     rig.receiver.accept(a_frame(FIRST_LAYER), 0)
     again = a_frame(FIRST_LAYER, fill=2)
-    assert rig.receiver.accept(again, 10) is FrameResult.DUPLICATE
-    assert rig.memory.read([4, 5], range(1), ALL.heads) == a_payload(FIRST_LAYER)
-    assert rig.ledger[OWNER].lease_until_ns == LEASE_NS
-    assert rig.owner.progress == [TRANSFER]
+    assert rig.receiver.accept(again, 10 * PROGRESS_NS) is FrameResult.DUPLICATE
+    written = rig.memory.read([4, 5], range(1), ALL.heads, WRITTEN)
+    assert written == a_payload(FIRST_LAYER)
+    assert len(rig.events.progress) == 1
 
 
 def test_a_partly_new_frame_is_accepted() -> None:
     rig = Receiving()
     rig.receiver.accept(a_frame(FIRST_LAYER), 0)
     assert rig.receiver.accept(a_frame(ALL), 0) is FrameResult.ACCEPTED
-    assert commit(rig) == []
+    assert missing(rig) == []
 
 
 def test_a_damaged_frame_is_counted_and_not_written() -> None:
@@ -114,7 +121,7 @@ def test_a_damaged_frame_is_counted_and_not_written() -> None:
     damaged = replace(frame, payload=memoryview(b"\x02" + bytes(frame.payload[1:])))
     assert rig.receiver.accept(damaged, 0) is FrameResult.CORRUPT
     assert rig.untouched()
-    assert rig.owner.progress == []
+    assert rig.events.progress == []
 
 
 def test_good_bytes_under_a_damaged_header_are_not_written() -> None:
@@ -126,19 +133,19 @@ def test_good_bytes_under_a_damaged_header_are_not_written() -> None:
     assert rig.untouched()
 
 
-@pytest.mark.parametrize(
-    "region",
-    [
-        Region(range(4, 5), ALL.blocks, ALL.heads),
-        Region(range(3, 5), ALL.blocks, ALL.heads),
-        Region(range(0), ALL.blocks, ALL.heads),
-        Region(ALL.layers, range(1), ALL.heads),
-        Region(ALL.layers, range(2, 4), ALL.heads),
-        Region(ALL.layers, range(2**32 - 1, 2**33 - 2), ALL.heads),
-        Region(ALL.layers, ALL.blocks, range(1, 3)),
-        Region(ALL.layers, ALL.blocks, range(2, 2)),
-    ],
-)
+OUTSIDE = [
+    Region(range(4, 5), ALL.blocks, ALL.heads),
+    Region(range(3, 5), ALL.blocks, ALL.heads),
+    Region(range(0), ALL.blocks, ALL.heads),
+    Region(ALL.layers, range(1), ALL.heads),
+    Region(ALL.layers, range(2, 4), ALL.heads),
+    Region(ALL.layers, range(2**32 - 1, 2**33 - 2), ALL.heads),
+    Region(ALL.layers, ALL.blocks, range(1, 3)),
+    Region(ALL.layers, ALL.blocks, range(2, 2)),
+]
+
+
+@pytest.mark.parametrize("region", OUTSIDE)
 def test_kv_outside_the_reservation_is_refused(region: Region) -> None:
     rig = Receiving()
     with pytest.raises(InvalidArgument, match="allowed: inside"):
@@ -153,7 +160,7 @@ def test_a_payload_of_another_size_is_refused(change: int) -> None:
     with pytest.raises(InvalidArgument, match=f"allowed: the {size}"):
         rig.receiver.accept(a_frame(ALL, payload=b"x" * (size + change)), 0)
     assert rig.untouched()
-    assert commit(rig) == [ALL]
+    assert missing(rig) == [ALL]
 
 
 @pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
@@ -161,12 +168,7 @@ def test_another_incarnation_is_refused(epoch: int) -> None:
     rig = Receiving()
     with pytest.raises(StaleEpoch):
         rig.receiver.accept(a_frame(ALL, epoch=epoch), 0)
-    with pytest.raises(StaleEpoch):
-        rig.receiver.commit(TRANSFER, epoch, TOKEN, finished=False, now_ns=0)
-    with pytest.raises(StaleEpoch):
-        rig.receiver.abort(TRANSFER, epoch, "gone")
     assert rig.untouched()
-    assert rig.owner.aborted == []
 
 
 def test_an_unknown_transfer_is_not_found() -> None:
@@ -174,98 +176,144 @@ def test_an_unknown_transfer_is_not_found() -> None:
     with pytest.raises(NotFound):
         rig.receiver.accept(a_frame(ALL, transfer_id="t2"), 0)
     with pytest.raises(NotFound):
-        rig.receiver.commit("t2", EPOCH, TOKEN, finished=False, now_ns=0)
-    rig.receiver.abort("t2", EPOCH, "idempotent")
-    assert rig.untouched()
-
-
-def test_an_expired_lease_refuses_frames_and_commits() -> None:
-    rig = Receiving()
-    with pytest.raises(LeaseExpired):
-        rig.receiver.accept(a_frame(ALL), LEASE_NS)
-    with pytest.raises(LeaseExpired):
-        commit(rig, LEASE_NS)
+        missing(rig, "t2")
     assert rig.untouched()
 
 
 @pytest.mark.parametrize(
     ("reason", "error"),
     [
+        (None, NotFound),
         (ErrorCode.NOT_FOUND, NotFound),
         (ErrorCode.LEASE_EXPIRED, LeaseExpired),
         (ErrorCode.CANCELLED, Cancelled),
     ],
 )
-def test_a_closed_transfer_never_writes_and_says_why(
-    reason: ErrorCode, error: type[EastWestError]
+async def test_a_closed_transfer_never_writes_and_says_why(
+    reason: ErrorCode | None, error: type[EastWestError]
 ) -> None:
     rig = Receiving()
-    rig.receiver.close(TRANSFER, reason)
-    rig.receiver.close(TRANSFER)
+    await rig.receiver.close(TRANSFER, reason)
+    await rig.receiver.close(TRANSFER, ErrorCode.NOT_FOUND)
     with pytest.raises(error):
         rig.receiver.accept(a_frame(ALL), 0)
     with pytest.raises(error):
-        commit(rig)
+        await rig.receiver.missing(TRANSFER)
     assert rig.untouched()
-    assert rig.owner.aborted == []
-
-
-def test_a_frame_after_the_commit_never_writes() -> None:
-    rig = Receiving()
-    rig.receiver.accept(a_frame(ALL), 0)
-    commit(rig)
-    with pytest.raises(NotFound):
-        rig.receiver.accept(a_frame(ALL, fill=2), 0)
-    assert rig.memory.read([4, 5], ALL.layers, ALL.heads) == a_payload(ALL)
-
-
-def test_an_abort_ends_the_transfer_and_tells_the_owner_once() -> None:
-    rig = Receiving()
-    rig.receiver.abort(TRANSFER, EPOCH, "no more")
-    rig.receiver.abort(TRANSFER, EPOCH, "no more")
-    assert rig.owner.aborted == [(TRANSFER, "no more")]
-    with pytest.raises(NotFound):
-        rig.receiver.accept(a_frame(ALL), 0)
-    assert rig.untouched()
-
-
-def test_an_abort_after_the_commit_changes_nothing() -> None:
-    rig = Receiving()
-    rig.receiver.accept(a_frame(ALL), 0)
-    commit(rig)
-    rig.receiver.abort(TRANSFER, EPOCH, "late")
-    assert rig.owner.aborted == []
-    assert commit(rig) == []
+    assert rig.receiver.transfers_open == 0
 
 
 def test_ended_transfers_are_remembered_up_to_a_bound() -> None:
     rig = Receiving()
-    rig.receiver.accept(a_frame(ALL), 0)
-    commit(rig)
-    for i in range(ENDED_MAX - 1):
-        rig.receiver.open(f"x{i}", OWNER, blocks=rig.blocks, first_block=3, num_blocks=3)
-        rig.receiver.close(f"x{i}")
-    assert commit(rig) == []
-    rig.receiver.open("last", OWNER, blocks=rig.blocks, first_block=3, num_blocks=3)
-    rig.receiver.close("last")
+    rig.receiver.close(TRANSFER, ErrorCode.CANCELLED)
+    for i in range(ENDED_MAX):
+        with pytest.raises(Cancelled):
+            rig.receiver.accept(a_frame(ALL), 0)
+        rig.receiver.open(an_opening(f"x{i}"))
+        rig.receiver.close(f"x{i}", None)
     with pytest.raises(NotFound):
-        commit(rig)
+        rig.receiver.accept(a_frame(ALL), 0)
 
 
-def test_opening_what_its_owner_does_not_hold_is_a_programmer_error() -> None:
-    rig = Receiving()
-    with pytest.raises(AssertionError):
-        rig.receiver.open("t2", OWNER, blocks=(9, 4, 6), first_block=1, num_blocks=3)
-    with pytest.raises(AssertionError):
-        rig.receiver.open(TRANSFER, OWNER, blocks=rig.blocks, first_block=1, num_blocks=3)
-    with pytest.raises(AssertionError):
-        rig.receiver.open("t2", OWNER, blocks=rig.blocks, first_block=1, num_blocks=4)
-
-
-def test_integrity_needs_every_open_transfer_to_hold_what_it_writes() -> None:
+def test_two_transfers_into_one_block_are_a_programmer_error() -> None:
     rig = Receiving()
     rig.receiver.check_integrity()
-    rig.ledger.close(OWNER)
-    rig.ledger.open(OWNER, (9, 4), lease_until_ns=None)
-    with pytest.raises(AssertionError):
+    rig.receiver.open(an_opening("t2"))
+    with pytest.raises(AssertionError, match="t2 shares blocks"):
         rig.receiver.check_integrity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transfer_id": TRANSFER},
+        {"first_block": 4},
+        {"num_blocks": 4},
+        {"num_tokens": 4},
+        {"num_tokens": 7},
+        {"blocks": (9, 4, NUM_BLOCKS)},
+    ],
+)
+def test_an_opening_that_makes_no_sense_is_a_programmer_error(change: dict[str, object]) -> None:
+    rig = Receiving()
+    with pytest.raises(AssertionError):
+        rig.receiver.open(replace(an_opening("t2"), **change))  # type: ignore[arg-type]
+
+
+# Frames whose payload has been written by the sender itself.
+
+
+def in_place(region: Region, payload: bytes, **changes: object) -> Frame:
+    header = Header(TRANSFER, EPOCH, 0, region, in_place=True)
+    checksum = xxh3_64_intdigest(payload, checksum_seed(header))
+    frame = decode(encode_in_place(header, checksum))
+    return replace(frame, header=replace(header, **changes))  # type: ignore[arg-type]
+
+
+def one_sided() -> tuple[Receiving, bytes]:
+    """A rig into whose blocks a sender has written, and what."""
+    rig = Receiving(Transport.SHARED_MEMORY)
+    payload = bytes(a_memory(seed=3).read([0, 1], ALL.layers, ALL.heads, WRITTEN))
+    rig.memory.write([4, 5], ALL.layers, ALL.heads, payload, WRITTEN)
+    return rig, payload
+
+
+@pytest.mark.parametrize("stretch", [0, 1 << 20], ids=["piece by piece", "whole"])
+def test_what_lies_in_the_blocks_is_checked(stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kv_transfer.digest.STRETCH_BYTES_MIN", stretch)
+    rig, payload = one_sided()
+    assert rig.receiver.accept(in_place(ALL, payload), 5) is FrameResult.ACCEPTED
+    assert rig.receiver.accept(in_place(ALL, payload), 6) is FrameResult.DUPLICATE
+    assert rig.events.arrived == [(RANK, TRANSFER, Arrived(len(payload), 1, 0, 0))]
+    assert rig.read([4]) == payload_of(payload, range(2))
+
+
+def payload_of(payload: bytes, tokens: range) -> bytes:
+    """Some of the three tokens of a payload over all layers and heads."""
+    memory = a_memory()
+    memory.write([0, 1], ALL.layers, ALL.heads, payload, WRITTEN)
+    return bytes(memory.read([0, 1], ALL.layers, ALL.heads, tokens))
+
+
+def test_other_bytes_in_the_blocks_are_noticed() -> None:
+    rig, payload = one_sided()
+    rig.memory.write([5], range(3, 4), range(1, 2), b"\0" * 16, range(1))
+    assert rig.receiver.accept(in_place(ALL, payload), 5) is FrameResult.CORRUPT
+    assert missing(rig) == [ALL]
+
+
+def test_nobody_writes_by_itself_into_a_transfer_that_comes_by_frames() -> None:
+    rig = Receiving(Transport.GRPC)
+    with pytest.raises(InvalidArgument, match="allowed: frames with a payload"):
+        rig.receiver.accept(in_place(ALL, bytes(len(a_payload(ALL)))), 0)
+    assert missing(rig) == [ALL]
+
+
+def test_frames_with_a_payload_are_always_taken() -> None:
+    rig = Receiving(Transport.SHARED_MEMORY)
+    assert rig.receiver.accept(a_frame(ALL), 0) is FrameResult.ACCEPTED
+
+
+def test_a_frame_in_place_with_a_payload_is_refused() -> None:
+    rig, payload = one_sided()
+    frame = replace(in_place(ALL, payload), payload=memoryview(b"x"))
+    with pytest.raises(InvalidArgument, match="1 bytes; allowed: the 0"):
+        rig.receiver.accept(frame, 0)
+
+
+@pytest.mark.parametrize("region", OUTSIDE)
+def test_a_frame_in_place_outside_the_reservation_is_refused(region: Region) -> None:
+    rig, payload = one_sided()
+    with pytest.raises(InvalidArgument, match="allowed: inside"):
+        rig.receiver.accept(in_place(region, payload), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"), [({"epoch": EPOCH - 1}, StaleEpoch), ({"transfer_id": "t9"}, NotFound)]
+)
+def test_a_frame_in_place_of_somebody_else_is_refused(
+    change: dict[str, object], error: type[EastWestError]
+) -> None:
+    rig, payload = one_sided()
+    with pytest.raises(error):
+        rig.receiver.accept(in_place(ALL, payload, **change), 0)

@@ -1,0 +1,80 @@
+"""Closing a transfer that senders write to by themselves waits until none of them can be."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from eastwest.errors import ErrorCode
+from eastwest.messages import Transport
+from kv_transfer.closing import FencedReceiver
+from kv_transfer.receiver import Receiver
+from tests.unit.kv_transfer.builders import EPOCH, Receiving, RecordingEvents, a_memory, an_opening
+
+
+@dataclass
+class ManualFence:
+    """A `Fence` with writers inside until the test takes them out."""
+
+    writing: set[str] = field(default_factory=set)
+    opened: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def open(self, transfer_id: str) -> None:
+        self.opened.append(transfer_id)
+
+    def close(self, transfer_id: str) -> bool:
+        self.asked.append(transfer_id)
+        return transfer_id not in self.writing
+
+
+def a_rank(fence: ManualFence) -> FencedReceiver:
+    receiver = Receiver(a_memory(), RecordingEvents(), rank=0, epoch=EPOCH)
+    return FencedReceiver(receiver, fence)
+
+
+async def test_kv_that_comes_by_frames_needs_no_fence() -> None:
+    fence = ManualFence()
+    rank = a_rank(fence)
+    rank.open(an_opening())
+    assert await rank.missing("t1") == [Receiving.region]
+    await rank.close("t1", ErrorCode.NOT_FOUND)
+    assert (fence.opened, fence.asked) == ([], [])
+
+
+async def test_closing_waits_for_a_writer() -> None:
+    fence = ManualFence(writing={"t1"})
+    rank = a_rank(fence)
+    rank.open(an_opening(transport=Transport.SHARED_MEMORY))
+    assert fence.opened == ["t1"]
+    closing = rank.close("t1", None)
+    waiting = [asyncio.create_task(_wait(rank.close("t1", None))) for _ in range(2)]
+    waiting[0].cancel()
+    rank.tick()
+    assert not closing.done.is_set()
+    fence.writing.clear()
+    rank.tick()
+    await closing
+    await waiting[1]
+    await rank.close("t1", None)
+    assert len(fence.asked) == 3
+    rank.tick()
+    assert len(fence.asked) == 3
+
+
+async def test_closing_is_there_at_once_where_nobody_writes() -> None:
+    fence = ManualFence()
+    rank = a_rank(fence)
+    rank.open(an_opening(transport=Transport.NIXL))
+    rank.tick()
+    assert fence.asked == []
+    await rank.close("t1", ErrorCode.CANCELLED)
+    assert fence.asked == ["t1"]
+
+
+async def test_closing_what_was_never_open_is_there_at_once() -> None:
+    await a_rank(ManualFence()).close("t9", ErrorCode.NOT_FOUND)
+
+
+async def _wait(closing: object) -> None:
+    await closing  # type: ignore[misc]
