@@ -66,8 +66,9 @@ class BatchPlanner:
         self._windows = windows
         self._like = like
 
-    def plan(self, rows: Sequence[StepRow]) -> Batch:
-        """Rows are checked: each has tokens, and blocks for all its positions."""
+    def plan(self, rows: Sequence[StepRow], tile_rows: int = TILE_ROWS) -> Batch:
+        """Rows are checked: each has tokens, and blocks for all its positions. `tile_rows`: most
+        tokens of a tile."""
         tokens: list[int] = []
         positions: list[int] = []
         for row in rows:
@@ -85,10 +86,12 @@ class BatchPlanner:
         return Batch(
             self._indices(tokens),
             self._indices(positions),
-            tuple(self._tile(*cut, planners) for cut in self._cuts(rows)),
+            tuple(self._tile(*cut, planners) for cut in self._cuts(rows, tile_rows)),
         )
 
-    def _cuts(self, rows: Sequence[StepRow]) -> Iterator[tuple[int, list[Span], list[Span]]]:
+    def _cuts(
+        self, rows: Sequence[StepRow], tile_rows: int
+    ) -> Iterator[tuple[int, list[Span], list[Span]]]:
         """``(first token, spans, spans of sampled tokens)`` of each tile; spans count from 0."""
         first, count = 0, 0
         spans: list[Span] = []
@@ -96,10 +99,10 @@ class BatchPlanner:
         for row in rows:
             done = 0
             while done < len(row.tokens):
-                if count == TILE_ROWS:
+                if count == tile_rows:
                     yield first, spans, last
                     first, count, spans, last = first + count, 0, [], []
-                taken = min(TILE_ROWS - count, len(row.tokens) - done)
+                taken = min(tile_rows - count, len(row.tokens) - done)
                 spans.append(Span(count, row.start + done, taken, row.blocks))
                 count, done = count + taken, done + taken
             if row.sample is not None:

@@ -38,7 +38,7 @@ class Group(Protocol):
         Returns ``[sum(received), ...]``, member 0's rows first."""
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
-        """Hand a tensor to a member; returns as soon as it may be changed or dropped."""
+        """Hand a tensor to a member, which must not change any more; may return before it left."""
 
     def receive(self, tensor: torch.Tensor, source: int) -> None:
         """Fill `tensor` with what member `source` sent; in the order of sending."""
@@ -74,12 +74,14 @@ class Comm:
 
     tensor: ranks that share this rank's stage and data-parallel group. experts: the ranks that
     exchange tokens with this one, in the order of their shares of the experts. world: all ranks
-    of the replica, by rank.
+    of the replica, by rank. share, shares: which part of its group's tokens this rank routes.
     """
 
     tensor: Group
     experts: Group
     world: Group
+    share: int = 0
+    shares: int = 1
 
     @staticmethod
     def alone() -> Comm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from eastwest.config import KVConfig, ModelConfig, PoolConfig
 from eastwest.errors import ConfigError, ModelError
 from eastwest.layout import ParallelLayout, Shard
 from eastwest.messages import ModelInfo
-from eastwest.ports import KVMemory, StepProgress, StepRow
+from eastwest.paged_kv import pool_bytes
+from eastwest.ports import Buffer, KVMemory, StepProgress, StepRow
 from eastwest.types import SampledToken
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import Checkpoint, open_checkpoint
@@ -31,14 +32,20 @@ _BLOCKS_MIN = 2
 
 
 class TorchEngine:
-    """`eastwest.ports.Engine` for one rank. Made by `load_engine`."""
+    """`eastwest.ports.Engine`. Made by `load_engine`."""
 
     def __init__(
-        self, info: ModelInfo, layout: ParallelLayout, kv: TorchKVMemory, model: Model, threads: int
+        self,
+        info: ModelInfo,
+        layout: ParallelLayout,
+        rank: int,
+        kv: TorchKVMemory,
+        model: Model,
+        threads: int,
     ) -> None:
         self.model = info
         self.layout = layout
-        self.rank = 0
+        self.rank = rank
         self.expert_tokens: tuple[int, ...] = ()
         self.kv: KVMemory = kv.paged or kv
         self._forward: Model | None = model
@@ -54,7 +61,9 @@ class TorchEngine:
         # OpenMP keeps its thread count per calling thread, so the stepping thread sets it.
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            logits = self._forward.logits(rows)
+            logits = self._forward.logits(rows, progress)
+            if logits is None or self.rank != self.layout.leader:
+                return [None] * len(rows)
             sampled = iter(sample(logits, [row.sample for row in rows if row.sample is not None]))
         return [None if row.sample is None else next(sampled) for row in rows]
 
@@ -63,34 +72,53 @@ class TorchEngine:
         self._forward = None
 
 
-def load_engine(directory: Path, model: ModelConfig, pool: PoolConfig, kv: KVConfig) -> TorchEngine:
-    """Load a Hugging Face directory as one replica.
+def load_engine(
+    directory: Path,
+    model: ModelConfig,
+    pool: PoolConfig,
+    kv: KVConfig,
+    *,
+    rank: int = 0,
+    comm: Comm | None = None,
+    allocate: Callable[[int], Buffer] | None = None,
+) -> TorchEngine:
+    """Load one rank of a Hugging Face directory; of the weights only what the rank needs.
 
-    Raises `ModelError` for a checkpoint that is unsupported or inconsistent, `ConfigError` for
-    settings that cannot serve it. Sets this process's torch thread count to ``pool.threads``.
+    comm: the rank's groups; none for a layout of one rank. allocate: makes the host memory of the
+    paged KV, of the size asked for; none takes memory of the engine's own. Raises `ModelError` for
+    a checkpoint that is unsupported or inconsistent, `ConfigError` for settings that cannot serve
+    it. Sets this process's torch thread count to ``pool.threads``.
     """
     layout = pool.layout.layout()
-    if layout.world_size != 1:
-        raise ConfigError(f"layout {layout} has {layout.world_size} ranks; allowed: one (tp=1)")
-    num_blocks = pool.kv_tokens // kv.block_tokens
+    assert comm is not None or layout.world_size == 1, "ranks without groups"
+    block_tokens = pool.block_tokens or kv.block_tokens
+    num_blocks = pool.kv_tokens // block_tokens
     if num_blocks < _BLOCKS_MIN:
         raise ConfigError(
-            f"kv_tokens is {pool.kv_tokens}, which is {num_blocks} blocks of {kv.block_tokens}; "
-            f"allowed: at least {_BLOCKS_MIN} blocks, {_BLOCKS_MIN * kv.block_tokens} tokens"
+            f"kv_tokens is {pool.kv_tokens}, which is {num_blocks} blocks of {block_tokens}; "
+            f"allowed: at least {_BLOCKS_MIN} blocks, {_BLOCKS_MIN * block_tokens} tokens"
         )
     torch.set_num_threads(pool.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _resolve_dtype(model, device)
+    if pool.kv_dtype not in ("auto", dtype):
+        raise ConfigError(
+            f"kv_dtype is {pool.kv_dtype}; allowed: auto or {dtype}, the model's, so far"
+        )
     checkpoint = open_checkpoint(directory)
     config = ArchitectureConfig.from_hf(checkpoint.config)
     info = _describe(checkpoint, config, model, dtype)
-    part = RankSlice.of(config, layout, rank=0)
-    memory = TorchKVMemory(
-        info.kv, Shard(part.layers, part.kv_heads), num_blocks, kv.block_tokens, device
-    )
+    part = RankSlice.of(config, layout, rank)
+    shard = Shard(part.layers, part.kv_heads)
+    size = pool_bytes(info.kv, shard, num_blocks, block_tokens)
+    buffer = allocate(size) if allocate is not None and device.type == "cpu" else None
+    memory = TorchKVMemory(info.kv, shard, num_blocks, block_tokens, device, buffer)
+    groups = comm or Comm.alone()
     with torch.inference_mode():
-        forward = _load_model(checkpoint, config, part, model, TORCH_DTYPES[dtype], memory)
-    return TorchEngine(info, layout, memory, forward, pool.threads)
+        forward = _load_model(
+            checkpoint, config, part, model, TORCH_DTYPES[dtype], memory, groups, layout, rank
+        )
+    return TorchEngine(info, layout, rank, memory, forward, pool.threads)
 
 
 def _load_model(
@@ -100,17 +128,22 @@ def _load_model(
     model: ModelConfig,
     dtype: torch.dtype,
     kv: TorchKVMemory,
+    comm: Comm,
+    layout: ParallelLayout,
+    rank: int,
 ) -> Model:
     linear: MakeLinear = Int8Linear if model.quantization == "int8" else make_linear
-    comm = Comm.alone()
     loader = WeightLoader(checkpoint, config, part, dtype, kv.device, linear, kv, comm)
     loader.check()
-    layers, norm, head = tuple(loader.layers()), loader.norm(), loader.head()
-    # A mapping of its own, of which only the rows that are looked up become resident.
-    embedding = open_checkpoint(checkpoint.directory).tensor("model.embed_tokens.weight")
-    if kv.device.type != "cpu":
-        embedding = embedding.to(kv.device, dtype)
-    return Model(config, embedding, layers, norm, head, kv, dtype, comm)
+    layers = tuple(loader.layers())
+    norm, head = (loader.norm(), loader.head()) if part.last_stage else (None, None)
+    embedding = None
+    if part.first_stage:
+        # A mapping of its own, of which only the rows that are looked up become resident.
+        embedding = open_checkpoint(checkpoint.directory).tensor("model.embed_tokens.weight")
+        if kv.device.type != "cpu":
+            embedding = embedding.to(kv.device, dtype)
+    return Model(config, part, embedding, layers, norm, head, kv, dtype, comm, layout, rank)
 
 
 def _resolve_dtype(model: ModelConfig, device: torch.device) -> str:

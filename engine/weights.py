@@ -79,7 +79,10 @@ class WeightLoader:
 
     def head(self) -> Linear:
         name = "model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"
-        return self._make_linear(self._ready(self._source.tensor(name)), None)
+        vocab = self._part.vocab
+        return self._make_linear(
+            self._ready(self._source.tensor(name)[vocab.start : vocab.stop]), None
+        )
 
     def _attention(self, prefix: str, kv: LayerKV, index: int) -> Attention:
         config, part = self._config, self._part

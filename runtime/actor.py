@@ -1,10 +1,11 @@
-"""The thin Ray actor around a hosted worker: Ray owns its life, gRPC its data."""
+"""The thin Ray actors around a hosted worker and around its other ranks: Ray owns their lives,
+gRPC their data."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ DEFECT_EXIT = 70
 class Hosted(Protocol):
     """A worker that an actor can host; a plain class that runs without Ray just as well.
 
-    defect: set when the worker cannot go on; its process ends then, and Ray makes another.
+    defect: set when the worker cannot go on; its process ends then.
     """
 
     defect: asyncio.Event
@@ -31,35 +32,50 @@ class Hosted(Protocol):
         """End all work and release everything. Idempotent."""
 
 
+class HostedRank(Protocol):
+    """A rank that waits for its leader. ended: set when it has come to its end."""
+
+    ended: asyncio.Event
+
+    async def start(self) -> str:
+        """Listen; returns ``host:port`` for the leader."""
+
+    async def stop(self) -> None:
+        """End it. Idempotent."""
+
+
+# Makes a worker, given where its other ranks listen, in the order of their ranks.
+BuildWorker = Callable[[tuple[str, ...]], Awaitable[Hosted]]
+BuildRank = Callable[[], HostedRank]
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A running worker and the process it lives in."""
+    """A running worker and the processes of its ranks, the leader's first."""
 
     info: WorkerInfo
     pid: int
+    other_pids: tuple[int, ...] = ()
 
 
 @ray.remote
 class WorkerActor:
-    """Hosts what `build` makes. Ray runs the constructor again after a crash, which makes a new
-    incarnation."""
+    """Hosts what `build` makes: one incarnation of a worker, and its leading rank."""
 
-    def __init__(self, build: Callable[[], Hosted]) -> None:
+    def __init__(self, build: BuildWorker) -> None:
         self._build = build
         self._hosted: Hosted | None = None
-        self._placed: Placed | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._stopped = asyncio.Event()
 
-    async def start(self) -> Placed:
-        """Load and serve; later calls answer the same. Raises the worker's own typed errors."""
+    async def start(self, ranks: tuple[str, ...]) -> Placed:
+        """Load and serve. Raises the worker's own typed errors."""
         async with self._starting:
-            if self._placed is None:
-                self._hosted = self._build()
-                self._placed = Placed(await self._hosted.start(), os.getpid())
-                self._watch = asyncio.create_task(_die_of(self._hosted.defect))
-            return self._placed
+            self._hosted = await self._build(ranks)
+            placed = Placed(await self._hosted.start(), os.getpid())
+            self._watch = asyncio.create_task(_die_of(self._hosted.defect))
+            return placed
 
     async def wait_stopped(self) -> None:
         """Returns when the worker was stopped; fails when its process dies."""
@@ -73,6 +89,25 @@ class WorkerActor:
             if self._hosted is not None:
                 await self._hosted.stop()
         self._stopped.set()
+
+
+@ray.remote
+class RankActor:
+    """Hosts one rank that follows a leader."""
+
+    def __init__(self, build: BuildRank) -> None:
+        self._build = build
+
+    async def start(self) -> tuple[str, int]:
+        """Listen for the leader: the address, and this process."""
+        self._rank = self._build()
+        address = await self._rank.start()
+        self._watch = asyncio.create_task(_die_of(self._rank.ended))
+        return address, os.getpid()
+
+    async def wait_stopped(self) -> None:
+        """Fails when the process dies, which is how a rank ends."""
+        await asyncio.Event().wait()
 
 
 async def _die_of(defect: asyncio.Event) -> None:

@@ -1,6 +1,6 @@
-"""Starts, watches and replaces worker actors, and says which of them are there.
+"""Starts, watches and replaces workers, each a group of rank actors, and says which are there.
 
-start_worker ──▶ STARTING ──▶ up ──(process dies)──▶ down ──▶ STARTING (Ray restarts it) …
+start_worker ──▶ STARTING ──▶ up ──(a rank dies)──▶ down: all its ranks are ended ──▶ STARTING …
                                └──(stop_worker)──▶ down, gone
 """
 
@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from eastwest.errors import EastWestError, Unavailable
-from runtime.actor import Hosted, Placed, WorkerActor, typed_cause
+from eastwest.errors import ConfigError, EastWestError, Unavailable
+from runtime.actor import BuildRank, BuildWorker, Placed, RankActor, WorkerActor, typed_cause
 
 log = logging.getLogger(__name__)
 
+# The pause before a worker is started again doubles, up to the longest, until one has served.
 RESTART_PAUSE_S = 0.5
+RESTART_PAUSE_MAX_S = 30.0
 STOP_TIMEOUT_S = 30.0
+
+_DEAD = (ActorUnavailableError, ActorDiedError)
 
 
 class Membership(Protocol):
@@ -36,20 +41,28 @@ class Membership(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What to start. `build` is pickled by reference and runs in the actor's process."""
+    """What to start. build: pickled by reference, run in the leader's process; build_rank: in
+    each other rank's. ranks, leader: how many there are, and which leads. cpus, gpus: of one."""
 
     worker_id: str
-    build: Callable[[], Hosted]
+    build: BuildWorker
     cpus: float
+    gpus: float = 0.0
+    ranks: int = 1
+    leader: int = 0
+    build_rank: BuildRank | None = None
 
 
 @dataclass(slots=True)
 class _Watched:
     spec: WorkerSpec
-    actor: Any
     placed: asyncio.Future[Placed]
+    room: PlacementGroup | None = None
+    leader: Any = None
+    others: list[Any] = field(default_factory=list)
     latest: Placed | None = None
-    task: asyncio.Task[None] | None = field(default=None)
+    pause_s: float = RESTART_PAUSE_S
+    task: asyncio.Task[None] | None = None
 
 
 class Supervisor:
@@ -63,27 +76,27 @@ class Supervisor:
         """Begin a worker; the future says when it serves first, or why it never did."""
         if spec.worker_id in self._watched:
             raise ValueError(f"worker {spec.worker_id} runs already")
-        actor = WorkerActor.options(  # type: ignore[attr-defined]
-            name=spec.worker_id, num_cpus=spec.cpus, max_restarts=-1
-        ).remote(spec.build)
-        watched = _Watched(spec, actor, asyncio.get_running_loop().create_future())
+        watched = _Watched(spec, asyncio.get_running_loop().create_future())
         self._watched[spec.worker_id] = watched
         watched.task = asyncio.create_task(self._watch(watched), name=f"watch {spec.worker_id}")
         return watched.placed
 
     async def stop_worker(self, worker_id: str) -> None:
-        """End a worker for good: its work is ended, its memory freed, its process gone."""
+        """End a worker for good: its work is ended, its memory freed, its processes gone."""
         watched = self._watched.pop(worker_id)
         if watched.task is not None:
             watched.task.cancel()
             await asyncio.wait([watched.task])
         await self._membership.remove_worker(worker_id)
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await watched.actor.stop.remote()
-        except (RayActorError, RayTaskError, TimeoutError) as error:
-            log.warning("worker %s did not stop by itself: %s", worker_id, error)
-        ray.kill(watched.actor)
+        if watched.leader is not None:
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await watched.leader.stop.remote()
+            except (RayActorError, RayTaskError, TimeoutError) as error:
+                log.warning("worker %s did not stop by itself: %s", worker_id, error)
+        _kill(watched)
+        if watched.room is not None:
+            remove_placement_group(watched.room)
 
     async def close(self) -> None:
         """End all workers."""
@@ -97,30 +110,101 @@ class Supervisor:
         worker_id = watched.spec.worker_id
         while True:
             try:
-                placed = await watched.actor.start.remote()
-            except (ActorUnavailableError, ActorDiedError) as error:
+                placed = await self._launch(watched)
+            except _DEAD as error:
                 log.warning("worker %s is not up: %s", worker_id, error)
-                await asyncio.sleep(RESTART_PAUSE_S)
-                continue
-            except RayTaskError as error:
+            except (RayTaskError, ConfigError) as error:
+                _kill(watched)
                 self._refuse(watched, error)
                 return
-            log.info("worker %s serves at %s", worker_id, placed.info.address)
-            watched.latest = placed
-            if not watched.placed.done():
-                watched.placed.set_result(placed)
-            self._membership.add_worker(worker_id, placed.info.address)
-            try:
-                await watched.actor.wait_stopped.remote()
-                return
-            except RayActorError as error:
-                log.warning("worker %s has died: %s", worker_id, error)
+            else:
+                log.info("worker %s serves at %s", worker_id, placed.info.address)
+                watched.latest, watched.pause_s = placed, RESTART_PAUSE_S
+                if not watched.placed.done():
+                    watched.placed.set_result(placed)
+                self._membership.add_worker(worker_id, placed.info.address)
+                if not await self._lives(watched):
+                    return
                 await self._membership.remove_worker(worker_id)
+            # A replica with one dead rank is dead as a whole.
+            _kill(watched)
+            await asyncio.sleep(watched.pause_s)
+            watched.pause_s = min(2 * watched.pause_s, RESTART_PAUSE_MAX_S)
 
-    def _refuse(self, watched: _Watched, error: RayTaskError) -> None:
+    async def _launch(self, watched: _Watched) -> Placed:
+        """Start all actors of a worker; there when it serves."""
+        spec = watched.spec
+        if watched.room is None:
+            watched.room = _room(spec)
+            await watched.room.ready()
+
+        def options(rank: int, name: str) -> dict[str, Any]:
+            return {
+                "name": f"{spec.worker_id}/{name}",
+                "num_cpus": spec.cpus,
+                "num_gpus": spec.gpus,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    watched.room, placement_group_bundle_index=rank
+                ),
+            }
+
+        kind = f"{id(watched)}-{asyncio.get_running_loop().time()}"
+        watched.others = [
+            RankActor.options(**options(rank, f"rank-{rank}-{kind}")).remote(spec.build_rank)  # type: ignore[attr-defined]
+            for rank in range(spec.ranks)
+            if rank != spec.leader
+        ]
+        found = await asyncio.gather(*(actor.start.remote() for actor in watched.others))
+        watched.leader = WorkerActor.options(**options(spec.leader, f"leader-{kind}")).remote(  # type: ignore[attr-defined]
+            spec.build
+        )
+        placed: Placed = await watched.leader.start.remote(tuple(address for address, _ in found))
+        return replace(placed, other_pids=tuple(pid for _, pid in found))
+
+    async def _lives(self, watched: _Watched) -> bool:
+        """Until a rank dies; False where the worker was stopped instead."""
+        actors = [watched.leader, *watched.others]
+        ends = [asyncio.ensure_future(actor.wait_stopped.remote()) for actor in actors]
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.add_done_callback(lambda e: e.cancelled() or e.exception())
+                end.cancel()
+        for end in done:
+            if end.cancelled() or (error := end.exception()) is None:
+                return False
+            if not isinstance(error, RayActorError):
+                raise error
+            log.warning("worker %s has lost a rank: %s", watched.spec.worker_id, error)
+        return True
+
+    def _refuse(self, watched: _Watched, error: Exception) -> None:
         """The worker says that it cannot start: a setting or a model that is wrong."""
         typed: EastWestError = typed_cause(error) or Unavailable(
-            f"worker {watched.spec.worker_id} cannot start: {error.cause}"
+            f"worker {watched.spec.worker_id} cannot start: {getattr(error, 'cause', error)}"
         )
         if not watched.placed.done():
             watched.placed.set_exception(typed)
+
+
+def _room(spec: WorkerSpec) -> PlacementGroup:
+    """A bundle for each rank, near each other where possible. `ConfigError` where the cluster
+    could never have it."""
+    bundle = {"CPU": spec.cpus, "GPU": spec.gpus}
+    there = ray.cluster_resources()
+    for kind, one in bundle.items():
+        if spec.ranks * one > there.get(kind, 0):
+            raise ConfigError(
+                f"{spec.worker_id} needs {spec.ranks} ranks of {one:g} {kind}; the cluster has "
+                f"{there.get(kind, 0):g} {kind} in all"
+            )
+    wanted = {kind: one for kind, one in bundle.items() if one}
+    return placement_group([dict(wanted) for _ in range(spec.ranks)], strategy="PACK")
+
+
+def _kill(watched: _Watched) -> None:
+    for actor in [watched.leader, *watched.others]:
+        if actor is not None:
+            ray.kill(actor)
+    watched.leader, watched.others = None, []

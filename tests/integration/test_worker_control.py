@@ -27,14 +27,16 @@ from eastwest.messages import (
     PROTOCOL_VERSION,
     Command,
     Failed,
+    KvSource,
     Prefill,
     Reserve,
     Reserved,
     WorkerInfo,
 )
 from eastwest.rpc import error_from_rpc
-from eastwest.testing.engine import expected_output
-from eastwest.types import SamplingParams
+from eastwest.testing.builders import a_worker
+from eastwest.testing.engine import expected_output, simulated_model
+from eastwest.types import Role, SamplingParams
 from eastwest.v1 import worker_pb2, worker_pb2_grpc
 from tests.integration.test_serving import a_prompt
 from tests.rig import WAIT_S, Rig, a_config, a_rig
@@ -126,7 +128,7 @@ async def test_a_reservation_that_can_never_fit_is_refused(tiny_model_dir: Path)
         await router.send([a_reserve(tokens=2000)])
         failed = await router.until(Failed)
         assert failed.code is ErrorCode.INVALID_ARGUMENT
-        assert "this worker has 128" in failed.message
+        assert "one sequence can have 128 here" in failed.message
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ async def test_a_second_reservation_of_one_request_is_refused(tiny_model_dir: Pa
         (worker_pb2.RouterMessage(), InvalidArgument),
         (worker_pb2.RouterMessage(commands={"epoch": 1}), InvalidArgument),
         (worker_pb2.RouterMessage(hello={"router_id": "x", "protocol_version": 99}), Incompatible),
-        (worker_pb2.RouterMessage(hello={"protocol_version": 1}), InvalidArgument),
+        (worker_pb2.RouterMessage(hello={"protocol_version": PROTOCOL_VERSION}), InvalidArgument),
     ],
 )
 async def test_a_wrong_greeting_is_refused(
