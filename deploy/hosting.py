@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.replica import Identity, Replica, pool_of
 from eastwest.clock import SystemClock
@@ -15,10 +15,16 @@ from eastwest.heap import keep_freed_memory
 from eastwest.messages import Transport
 from eastwest.ports import BlockStore, Buffer
 from eastwest.types import Role
+from kv_transfer.grpc_delivery import GrpcTransport
+from kv_transfer.host_identity import host_identity
+from kv_transfer.shared_memory import SharedMemory, SharedPool
 from runtime.rank import Rank, Ways
-from runtime.rank_group import form_group
+from runtime.rank_group import RankGroup, form_group
 from runtime.rank_service import Place, RankServer
 from runtime.supervisor import WorkerSpec
+
+if TYPE_CHECKING:
+    from engine.torch_engine import TorchEngine
 
 
 async def build_replica(
@@ -37,11 +43,11 @@ async def build_replica(
     directory = await asyncio.to_thread(resolve_model, config.model)
     layout = pool_of(config, role).layout.layout()
     identity = Identity(worker_id, round(clock.wall_s() * 1e6), role, host)
-    store, rendezvous = open_rendezvous(host) if layout.world_size > 1 else (None, "")
+    meeting, rendezvous = open_rendezvous(host) if layout.world_size > 1 else (None, "")
     place = Place(worker_id, identity.epoch, layout.leader, layout, rendezvous)
-    load = _load_rank(directory, role, config, place, store)
+    load = _load_rank(directory, role, config, place, meeting)
     group = await form_group(load, ranks, place, silence_s=config.router.worker_timeout_s)
-    return Replica(identity, group, _open_store(config, group.kv.spec.dtype, group), config, clock)
+    return Replica(identity, group, _open_store(config, group), config, clock)
 
 
 def build_rank(role: Role, config: Config, host: str) -> RankServer:
@@ -50,8 +56,100 @@ def build_rank(role: Role, config: Config, host: str) -> RankServer:
 
     async def load(place: Place) -> Rank:
         from engine.catalog import resolve_model
+        from engine.process_groups import join_rendezvous
 
         directory = await asyncio.to_thread(resolve_model, config.model)
-        return await _load_rank(directory, role, config, place, None)
+        meeting = await asyncio.to_thread(join_rendezvous, place.rendezvous)
+        return await _load_rank(directory, role, config, place, meeting)
 
     return RankServer(host, load, silence_s=config.router.worker_timeout_s)
+
+
+async def _load_rank(
+    directory: Path, role: Role, config: Config, place: Place, meeting: object | None
+) -> Rank:
+    """One rank's engine, with its KV where others on this host can reach it if they may."""
+    from engine.process_groups import connect
+    from engine.torch_engine import compute_device, load_engine
+
+    pool, clock = pool_of(config, role), SystemClock()
+    sharing = _sharing(config)
+
+    def load() -> TorchEngine:
+        comm = None
+        if meeting is not None:
+            comm = connect(meeting, place.layout, place.rank, compute_device())
+        allocate = None if sharing is None else sharing.allocate
+        return load_engine(
+            directory, config.model, pool, config.kv, rank=place.rank, comm=comm, allocate=allocate
+        )
+
+    try:
+        engine = await asyncio.to_thread(load)
+    except ConfigError as error:
+        raise ConfigError(f"section {role.value}: {error.message}") from error
+    ways = Ways() if sharing is None else sharing.ways()
+    return Rank(engine, ways, place.epoch, config.kv, clock)
+
+
+class _Sharing:
+    """Shared memory for one rank's paged KV, made when its size is known."""
+
+    def __init__(self) -> None:
+        self._pool: SharedPool | None = None
+
+    def allocate(self, size: int) -> Buffer:
+        self._pool = SharedPool(size)
+        return self._pool.buffer
+
+    def ways(self) -> Ways:
+        """Shared memory first, and gRPC. Without a pool (KV on a device) gRPC alone."""
+        if self._pool is None:
+            return Ways()
+        return Ways(
+            {Transport.SHARED_MEMORY: SharedMemory(), Transport.GRPC: GrpcTransport()},
+            self._pool.descriptor,
+            self._pool.fence,
+            host_identity(),
+        )
+
+
+def _sharing(config: Config) -> _Sharing | None:
+    wanted = Transport.SHARED_MEMORY.value in config.kv.transports
+    return _Sharing() if wanted and host_identity() else None
+
+
+def _open_store(config: Config, group: RankGroup) -> BlockStore | None:
+    from kv_store.connect import open_block_store
+
+    if not config.store.enabled or config.store.url is None:
+        return None
+    kv = group.kv
+    # Blocks of another dtype are other blocks, though the model is the same.
+    name = f"{group.model.fingerprint}.{kv.spec.dtype}"
+    return open_block_store(
+        config.store, config.store.url, kv.spec, kv.block_tokens, name, SystemClock()
+    )
+
+
+def worker_specs(config: Config, host: str) -> list[WorkerSpec]:
+    """All workers that the configuration asks for."""
+    return [
+        worker_spec(config, role, index, host)
+        for role in Role
+        for index in range(pool_of(config, role).replicas)
+    ]
+
+
+def worker_spec(config: Config, role: Role, index: int, host: str) -> WorkerSpec:
+    """One worker of a pool. `index` makes its name."""
+    worker_id, pool = f"{role.value}-{index}", pool_of(config, role)
+    layout = pool.layout.layout()
+    return WorkerSpec(
+        worker_id,
+        partial(build_replica, worker_id, role, config, host),
+        pool.threads,
+        ranks=layout.world_size,
+        leader=layout.leader,
+        build_rank=partial(build_rank, role, config, host),
+    )

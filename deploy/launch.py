@@ -123,9 +123,10 @@ class Deployment:
     def _cpus(self) -> int:
         """Logical CPUs of a local cluster: at least as many as the workers ask for, since on
         one machine more workers than cores is slow and not wrong."""
-        asked = sum(p.replicas * p.threads for p in (pool_of(self.config, r) for r in Role))
+        pools = [pool_of(self.config, role) for role in Role]
         # Room for one more of each role, so that a replacement can start beside what it replaces.
-        return max(os.cpu_count() or 1, asked + len(Role))
+        asked = sum((p.replicas + 1) * p.layout.layout().world_size * p.threads for p in pools)
+        return max(os.cpu_count() or 1, asked)
 
     async def start_worker(self, role: Role) -> Placed:
         """One more replica of a pool; returns when it serves, `Unavailable` where it never does."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 
 from eastwest.errors import Unavailable
 from eastwest.layout import ParallelLayout
@@ -23,15 +23,17 @@ TIMEOUT_S = 120.0
 SENDS_MAX = 8
 
 T = TypeVar("T")
+Store = Any  # a torch.distributed store, whose types torch does not export
+dist: Any = torch.distributed
 
 
-def open_rendezvous(host: str) -> tuple[dist.Store, str]:
+def open_rendezvous(host: str) -> tuple[Store, str]:
     """Where the ranks of one replica meet, made by its leader; and its ``host:port``."""
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
     return store, f"{host}:{store.port}"
 
 
-def join_rendezvous(address: str) -> dist.Store:
+def join_rendezvous(address: str) -> Store:
     """The same, for all others. Raises `Unavailable` where nobody listens."""
     host, _, port = address.rpartition(":")
     timeout = timedelta(seconds=TIMEOUT_S)
@@ -41,7 +43,7 @@ def join_rendezvous(address: str) -> dist.Store:
     )
 
 
-def connect(store: dist.Store, layout: ParallelLayout, rank: int, device: torch.device) -> Comm:
+def connect(store: Store, layout: ParallelLayout, rank: int, device: torch.device) -> Comm:
     """The groups of one rank; there when all their members have come.
 
     Experts are exchanged within a group of `ep` ranks of one stage; see `ParallelLayout`.
@@ -78,16 +80,12 @@ def connect(store: dist.Store, layout: ParallelLayout, rank: int, device: torch.
 class ProcessGroup:
     """Is a `Group`. A call that fails ends with `Unavailable`."""
 
-    def __init__(
-        self, name: str, store: dist.Store, rank: int, size: int, device: torch.device
-    ) -> None:
+    def __init__(self, name: str, store: Store, rank: int, size: int, device: torch.device) -> None:
         self.rank = rank
         self.size = size
         self._name = f"the {name} group of {size} ranks"
         timeout = timedelta(seconds=TIMEOUT_S)
-        kind: Any = dist.ProcessGroupGloo
-        if device.type == "cuda":
-            kind = dist.ProcessGroupNCCL
+        kind = dist.ProcessGroupNCCL if device.type == "cuda" else dist.ProcessGroupGloo
         self._group = _typed(self._name, lambda: kind(store, rank, size, timeout))
         self._sends: deque[tuple[Any, torch.Tensor]] = deque()
 

@@ -72,6 +72,11 @@ class TorchEngine:
         self._forward = None
 
 
+def compute_device() -> torch.device:
+    """What this process computes on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_engine(
     directory: Path,
     model: ModelConfig,
@@ -99,7 +104,7 @@ def load_engine(
             f"allowed: at least {_BLOCKS_MIN} blocks, {_BLOCKS_MIN * block_tokens} tokens"
         )
     torch.set_num_threads(pool.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     dtype = _resolve_dtype(model, device)
     if pool.kv_dtype not in ("auto", dtype):
         raise ConfigError(

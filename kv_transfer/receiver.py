@@ -148,13 +148,14 @@ class Receiver:
         if transfer.coverage.contains(region.layers, region.blocks, region.heads):
             return FrameResult.DUPLICATE
         blocks = transfer.opening.blocks[region.blocks.start : region.blocks.stop]
+        # What counts must not be written to by a frame that is still on its way to the same cells.
+        for landing in transfer.landings:
+            if meets(landing.frame.header.region, region):
+                landing.revoke()
         if header.in_place:
             if digest(self._kv, blocks, region, tokens, checksum_seed(header)) != frame.checksum:
                 return FrameResult.CORRUPT
         else:
-            for landing in transfer.landings:
-                if meets(landing.frame.header.region, region):
-                    landing.revoke()
             self._kv.write(blocks, region.layers, region.heads, frame.payload, tokens)
         self._count(transfer, region, size, now_ns)
         return FrameResult.ACCEPTED

@@ -10,18 +10,27 @@ from eastwest.config import Config
 from eastwest.errors import ModelError
 from eastwest.testing.engine import SimulatedEngine
 from eastwest.types import Role
+from runtime.rank import Rank, Ways
+from runtime.rank_group import form_group
+from runtime.rank_service import Place
 from runtime.supervisor import WorkerSpec
 
 
-def build(worker_id: str, role: Role, config: Config) -> Replica:
+async def build(worker_id: str, role: Role, config: Config, ranks: tuple[str, ...]) -> Replica:
     clock = SystemClock()
     size = config.kv.block_tokens
     engine = SimulatedEngine(1024 // size, size)
     identity = Identity(worker_id, round(clock.wall_s() * 1e6), role, "127.0.0.1")
-    return Replica(identity, engine, None, config, clock)
+    place = Place(worker_id, identity.epoch, 0, engine.layout, "")
+
+    async def load() -> Rank:
+        return Rank(engine, Ways(), identity.epoch, config.kv, clock)
+
+    group = await form_group(load(), ranks, place, silence_s=20.0)
+    return Replica(identity, group, None, config, clock)
 
 
-def refuse() -> Replica:
+async def refuse(ranks: tuple[str, ...]) -> Replica:
     raise ModelError("this checkpoint is truncated")
 
 

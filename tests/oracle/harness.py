@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import transformers
@@ -59,17 +60,23 @@ def blocks_at(first: int, tokens: int) -> range:
     return range(first, first + blocks_for(tokens, BLOCK))
 
 
-def advance(engine: TorchEngine, sequences: Sequence[Running], chunk: int) -> None:
+def advance(engine: Stepping, sequences: Sequence[Running], chunk: int) -> None:
     """One step in which every sequence takes part."""
     rows = [sequence.row(chunk) for sequence in sequences]
     for sequence, row, sampled in zip(sequences, rows, engine.step(rows), strict=True):
         sequence.took(row, sampled)
 
 
-def generate(engine: TorchEngine, sequence: Running, count: int, chunk: int = 512) -> list[int]:
+def generate(engine: Stepping, sequence: Running, count: int, chunk: int = 512) -> list[int]:
     while len(sequence.output) < count:
         advance(engine, [sequence], chunk)
     return sequence.output
+
+
+class Stepping(Protocol):
+    """What is driven here: an engine, or all ranks of one."""
+
+    def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]: ...
 
 
 class Oracle:
