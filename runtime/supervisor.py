@@ -134,9 +134,10 @@ class Supervisor:
     async def _launch(self, watched: _Watched) -> Placed:
         """Start all actors of a worker; there when it serves."""
         spec = watched.spec
-        if watched.room is None:
-            watched.room = _room(spec)
-            await watched.room.ready()
+        room = watched.room
+        if room is None:
+            room = watched.room = _room(spec)
+            await room.ready()
 
         def options(rank: int, name: str) -> dict[str, Any]:
             return {
@@ -144,7 +145,7 @@ class Supervisor:
                 "num_cpus": spec.cpus,
                 "num_gpus": spec.gpus,
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    watched.room, placement_group_bundle_index=rank
+                    room, placement_group_bundle_index=rank
                 ),
             }
 
@@ -192,7 +193,7 @@ def _room(spec: WorkerSpec) -> PlacementGroup:
     """A bundle for each rank, near each other where possible. `ConfigError` where the cluster
     could never have it."""
     bundle = {"CPU": spec.cpus, "GPU": spec.gpus}
-    there = ray.cluster_resources()
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for kind, one in bundle.items():
         if spec.ranks * one > there.get(kind, 0):
             raise ConfigError(
@@ -200,7 +201,8 @@ def _room(spec: WorkerSpec) -> PlacementGroup:
                 f"{there.get(kind, 0):g} {kind} in all"
             )
     wanted = {kind: one for kind, one in bundle.items() if one}
-    return placement_group([dict(wanted) for _ in range(spec.ranks)], strategy="PACK")
+    room: PlacementGroup = placement_group([dict(wanted)] * spec.ranks, strategy="PACK")
+    return room
 
 
 def _kill(watched: _Watched) -> None:

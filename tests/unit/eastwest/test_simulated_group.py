@@ -17,7 +17,9 @@ LATENT = KVSpec(num_layers=3, num_kv_heads=1, key_dim=6, value_dim=0, dtype="flo
 
 def run(engines: list[SimulatedEngine], rows: list[StepRow]) -> list[SampledToken | None]:
     with ThreadPoolExecutor(len(engines)) as threads:
-        results = list(threads.map(lambda engine: engine.step(rows), engines))
+        results: list[list[SampledToken | None]] = list(
+            threads.map(lambda engine: engine.step(rows), engines)
+        )
     return results[engines[0].layout.leader]
 
 

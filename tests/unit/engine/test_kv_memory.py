@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eastwest.errors import ConfigError, InvalidArgument
 from eastwest.layout import KVSpec, Shard
-from eastwest.paged_kv import block_runs
+from eastwest.paged_kv import block_runs, pool_bytes
 from engine.kv_memory import TorchKVMemory
 
 BLOCKS, TOKENS = 10, 4
@@ -44,24 +44,53 @@ def test_what_is_written_is_read_and_nothing_else_changes(
     blocks: list[int], layers: range, heads: range, dtype: str
 ) -> None:
     memory = a_memory(dtype)
-    memory.pool.fill_(1.5)
+    assert memory.paged is not None
+    for plane in memory.paged.planes:
+        plane[...] = 7
     payload = a_payload(memory, len(blocks), layers, heads)
     memory.write(blocks, layers, heads, payload)
     assert bytes(memory.read(blocks, layers, heads)) == payload
     slots = [b * TOKENS + i for b in blocks for i in range(TOKENS)]
-    touched = torch.zeros(memory.pool.shape, dtype=torch.bool)
-    inside = touched[layers.start : layers.stop, :, heads.start : heads.stop]
-    inside[:, :, :, slots] = True
-    assert bool((memory.pool[~touched] == 1.5).all())
+    for plane in memory.paged.planes:
+        touched = np.zeros(plane.shape, np.bool_)
+        inside = touched[layers.start : layers.stop, heads.start : heads.stop]
+        inside[:, :, slots] = True
+        assert bool((plane[~touched] == 7).all())
 
 
 def test_the_canonical_form_is_layer_kv_head_token_dim() -> None:
     memory = a_memory()
-    memory.pool.copy_(torch.arange(memory.pool.numel()).view(memory.pool.shape))
+    for plane, layer in enumerate(memory.layers):
+        whole = [(0, BLOCKS * TOKENS)]
+        for kind, held in enumerate((layer.keys(whole), layer.values(whole))):
+            numbers = torch.arange(held.numel()).view(held.shape)
+            held.copy_(numbers + 1000 * kind + 10_000 * plane)
     run = np.frombuffer(memory.read([7, 2], range(1, 3), range(1, 2)), np.float32)
-    slots = [*range(28, 32), *range(8, 12)]
-    expected = memory.pool[1:3, :, 1:2][:, :, :, slots]
+    runs = [(28, 4), (8, 4)]
+    expected = torch.stack(
+        [
+            torch.stack([layer.keys(runs)[0, 1:2], layer.values(runs)[0, 1:2]])
+            for layer in memory.layers[1:3]
+        ]
+    )
     assert np.array_equal(run, expected.flatten().numpy())
+
+
+def test_kv_may_lie_in_memory_of_somebody_else() -> None:
+    spec = KVSpec(num_layers=3, num_kv_heads=4, key_dim=2, value_dim=2, dtype="float32")
+    shard = Shard(range(3), range(4))
+    buffer = bytearray(pool_bytes(spec, shard, BLOCKS, TOKENS))
+    memory = TorchKVMemory(spec, shard, BLOCKS, TOKENS, torch.device("cpu"), buffer)
+    memory.layers[0].keys([(0, 1)]).fill_(1.0)
+    assert np.frombuffer(buffer, np.float32).sum() == 4 * 2
+
+
+def test_a_latent_has_keys_alone() -> None:
+    spec = KVSpec(num_layers=2, num_kv_heads=1, key_dim=6, value_dim=0, dtype="float32")
+    memory = TorchKVMemory(spec, Shard(range(2), range(1)), BLOCKS, TOKENS, torch.device("cpu"))
+    payload = a_payload(memory, 2, range(2), range(1))
+    memory.write([1, 4], range(2), range(1), payload)
+    assert bytes(memory.read([1, 4], range(2), range(1))) == payload
 
 
 def test_a_shard_is_addressed_by_global_indices() -> None:

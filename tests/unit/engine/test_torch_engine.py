@@ -17,9 +17,9 @@ from eastwest.ports import Engine, KVMemory, SampleInput, StepRow
 from eastwest.types import SamplingParams
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import open_checkpoint
-from engine.linear import DenseLinear, cpu_computes_bfloat16
+from engine.linear import cpu_computes_bfloat16
 from engine.torch_engine import TorchEngine, load_engine
-from engine.weights import RankSlice, WeightLoader
+from engine.weights import RankSlice
 from tests.checkpoints import CONTEXT, VOCAB, tiny_checkpoint
 
 PROMPT = tuple(range(3, 40))
@@ -160,32 +160,6 @@ def test_an_open_engine_does_not_keep_the_checkpoint_mapped_as_a_whole(tmp_path:
     for path in tmp_path.iterdir():
         path.unlink()
     assert engine.step([a_row()]) == expected
-
-
-@pytest.mark.parametrize("tp", [2, 4])
-def test_the_ranks_of_a_layout_hold_each_row_once(tp: int, tmp_path: Path) -> None:
-    """Rank by rank, partial products of the attention output and the network sum to the whole."""
-    checkpoint = open_checkpoint(
-        tiny_checkpoint("llama", tmp_path, num_attention_heads=4, num_key_value_heads=2,
-                        hidden_size=64, attention_bias=True)
-    )  # fmt: skip
-    config = ArchitectureConfig.from_hf(checkpoint.config)
-    layout = ParallelLayout(tp=tp)
-    x = torch.randn(5, config.num_heads * config.head_dim)
-
-    def output(layout: ParallelLayout, rank: int) -> torch.Tensor:
-        part = RankSlice.of(config, layout, rank)
-        loader = WeightLoader(
-            checkpoint, config, part, torch.float32, torch.device("cpu"), DenseLinear
-        )
-        first = next(iter(loader.layers()))
-        columns = slice(
-            part.query_heads.start * config.head_dim, part.query_heads.stop * config.head_dim
-        )
-        return first.output(x[:, columns])
-
-    ranks = [output(layout, rank) for rank in range(tp)]
-    torch.testing.assert_close(sum(ranks), output(ParallelLayout(), 0))
 
 
 def test_a_layout_that_does_not_divide_the_model_is_refused(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from eastwest.errors import (
     NotFound,
     StaleEpoch,
 )
+from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import Transport
-from kv_transfer.frame_codec import Frame, Header, checksum_seed, decode, encode_in_place
+from eastwest.testing.kv_memory import ArrayKVMemory
+from kv_transfer.frame_codec import Frame, Header, checksum_seed, decode, encode, encode_in_place
 from kv_transfer.plan import Region
-from kv_transfer.ranks import Arrived
-from kv_transfer.receiver import ENDED_MAX, FrameResult
+from kv_transfer.ranks import Arrived, Opening
+from kv_transfer.receiver import ENDED_MAX, FrameResult, Receiver
 from tests.unit.kv_transfer.builders import (
     EPOCH,
     NUM_BLOCKS,
@@ -29,6 +31,7 @@ from tests.unit.kv_transfer.builders import (
     RANK,
     TRANSFER,
     Receiving,
+    RecordingEvents,
     a_frame,
     a_memory,
     a_payload,
@@ -317,3 +320,22 @@ def test_a_frame_in_place_of_somebody_else_is_refused(
     rig, payload = one_sided()
     with pytest.raises(error):
         rig.receiver.accept(in_place(ALL, payload, **change), 0)
+
+
+def test_what_was_checked_in_place_is_not_written_over_by_a_frame_still_under_way() -> None:
+    spec = KVSpec(num_layers=1, num_kv_heads=1, key_dim=64, value_dim=0, dtype="float32")
+    memory = ArrayKVMemory(spec, shard_of(spec, ParallelLayout(), 0), 1, 512)
+    memory.fill(1)
+    events = RecordingEvents()
+    receiver = Receiver(memory, events, rank=RANK, epoch=EPOCH)
+    receiver.open(Opening(TRANSFER, (0,), 0, 1, 512, Transport.SHARED_MEMORY))
+    region, written = Region(range(1), range(1), range(1)), bytes(memory.buffer)
+    header = Header(TRANSFER, EPOCH, 0, region)
+    slow = receiver.land(decode(encode(header, b"")), len(written))
+    assert slow is not None
+    assert receiver.accept(in_place(region, written), 0) is FrameResult.ACCEPTED
+    slow.room()[:4] = b"\xff" * 4
+    slow.filled(4)
+    assert bytes(memory.buffer) == written
+    assert receiver.landed(slow, 0) is FrameResult.CORRUPT
+    assert len(events.arrived) == 1

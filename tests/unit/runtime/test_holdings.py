@@ -8,7 +8,7 @@ import pytest
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import Overloaded
-from engine.blocks import BlockPool
+from engine.block_groups import BlockGroups
 from kv_transfer.ledger import Owner, OwnerKind
 from runtime.holdings import Holdings
 
@@ -22,7 +22,7 @@ def take(holdings: Holdings, owner: Owner, total: int, hashes: int = 0) -> tuple
 
 
 async def test_taking_too_much_takes_nothing() -> None:
-    holdings = Holdings(BlockPool(4))
+    holdings = Holdings(BlockGroups(4))
     blocks = take(holdings, A, 2)
     holdings.publish(blocks, HASHES[:2])
     with pytest.raises(Overloaded):
@@ -34,7 +34,7 @@ async def test_taking_too_much_takes_nothing() -> None:
 
 
 async def test_a_shared_prefix_has_several_owners_and_ends_with_the_last() -> None:
-    holdings = Holdings(BlockPool(8))
+    holdings = Holdings(BlockGroups(8))
     first = take(holdings, A, 3)
     holdings.publish(first[:2], HASHES[:2])
     second = take(holdings, B, 3, hashes=2)
@@ -47,7 +47,7 @@ async def test_a_shared_prefix_has_several_owners_and_ends_with_the_last() -> No
 
 
 async def test_passing_on_keeps_the_front_and_frees_the_rest() -> None:
-    holdings = Holdings(BlockPool(8))
+    holdings = Holdings(BlockGroups(8))
     blocks = take(holdings, A, 5)
     assert holdings.pass_on(A, B, keep=2) == blocks[:2]
     audit = holdings.audit([B])
@@ -56,7 +56,7 @@ async def test_passing_on_keeps_the_front_and_frees_the_rest() -> None:
 
 
 async def test_an_owner_that_nobody_knows_is_a_leak() -> None:
-    holdings = Holdings(BlockPool(8))
+    holdings = Holdings(BlockGroups(8))
     take(holdings, A, 5)
     audit = holdings.audit([])
     assert audit.leaked_blocks == 5
@@ -66,7 +66,7 @@ async def test_an_owner_that_nobody_knows_is_a_leak() -> None:
 
 
 async def test_waiting_for_room_ends_with_a_release() -> None:
-    holdings = Holdings(BlockPool(2))
+    holdings = Holdings(BlockGroups(2))
     take(holdings, A, 2)
     waiting = [asyncio.ensure_future(holdings.wait_change()) for _ in range(2)]
     await asyncio.sleep(0)

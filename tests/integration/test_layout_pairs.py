@@ -1,0 +1,155 @@
+"""Any layout feeds any other, through the whole pipeline over real links and real transfers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eastwest.clock import SystemClock
+from eastwest.config import Config, ModelConfig
+from eastwest.errors import EastWestError
+from eastwest.layout import KVSpec, ParallelLayout
+from eastwest.testing.engine import SPEC, expected_output
+from eastwest.types import Role, SamplingParams
+from kv_store.memory_store import MemoryBlockStore
+from tests.checkpoints import tiny_checkpoint
+from tests.engine_ranks import load_ranks
+from tests.integration.test_oracle import greedy
+from tests.integration.test_serving import a_prompt
+from tests.rig import a_config, a_rig
+
+LATENT = KVSpec(num_layers=5, num_kv_heads=1, key_dim=6, value_dim=0, dtype="float32")
+MANY = KVSpec(num_layers=5, num_kv_heads=4, key_dim=4, value_dim=2, dtype="float32")
+
+
+def sizes(**sizes: int) -> dict[str, int]:
+    return sizes
+
+
+def layouts(prefill: dict[str, int], decode: dict[str, int], **more: Any) -> Config:
+    return a_config(prefill={"layout": prefill}, decode={"layout": decode, **more})
+
+
+# Prefill, decode, the KV, and the decode side's block size where it differs.
+PAIRS = [
+    (sizes(tp=2), sizes(), SPEC, 8),
+    (sizes(), sizes(tp=2), SPEC, 8),
+    (sizes(tp=4), sizes(tp=2), MANY, 8),
+    (sizes(tp=2), sizes(tp=4), MANY, 16),
+    (sizes(pp=2), sizes(tp=2), MANY, 8),
+    (sizes(tp=2), sizes(pp=3), MANY, 4),
+    (sizes(tp=2, pp=2), sizes(pp=2), MANY, 8),
+    (sizes(tp=4), sizes(pp=3), SPEC, 8),
+    (sizes(tp=2), sizes(tp=4), LATENT, 8),
+    (sizes(pp=3), sizes(tp=2), LATENT, 32),
+    (sizes(dp=2), sizes(tp=2), MANY, 8),
+    (sizes(tp=2), sizes(dp=2, tp=2), MANY, 8),
+    (sizes(dp=2), sizes(dp=3), LATENT, 8),
+]
+
+
+@pytest.mark.parametrize(("prefill", "decode", "spec", "block_tokens"), PAIRS, ids=str)
+async def test_every_byte_of_kv_is_where_the_decode_layout_wants_it(
+    tiny_model_dir: Path,
+    prefill: dict[str, int],
+    decode: dict[str, int],
+    spec: KVSpec,
+    block_tokens: int,
+) -> None:
+    config = layouts(prefill, decode, block_tokens=block_tokens)
+    async with a_rig(tiny_model_dir, config=config, spec=spec) as rig:
+        prompts = [a_prompt(length, seed=length) for length in (1, 8, 33, 70)]
+        answers = await asyncio.gather(
+            *(rig.client.generate(p, temperature=0.0, max_tokens=5).result() for p in prompts)
+        )
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert list(answer.token_ids) == expected_output(prompt, 5, spec=spec)
+        loads = (await rig.client.loads()).workers
+        assert sum(link.bytes for w in loads for link in w.links) > 0
+
+
+async def test_a_session_that_one_layout_spilled_resumes_on_another(tiny_model_dir: Path) -> None:
+    store = MemoryBlockStore(SystemClock())
+    config = layouts({}, {"tp": 2}).model_copy(
+        update={"store": a_config(store={"idle_s": 0.01}).store}
+    )
+    prompt = a_prompt(40)
+    async with a_rig(tiny_model_dir, config=config, spec=MANY, store=store) as rig:
+        first = await rig.client.generate(prompt, temperature=0.0, max_tokens=9, session="s")
+        await rig.until(lambda: rig.replicas["decode-0"].load().sessions_spilled == 1)
+    turn = [*prompt, *first.token_ids, 7, 8, 9]
+    other = layouts({"pp": 2}, {"pp": 3})
+    async with a_rig(tiny_model_dir, config=other, spec=MANY, store=store) as rig:
+        second = await rig.client.generate(turn, temperature=0.0, max_tokens=5, session="t")
+        assert second.usage.loaded_tokens == 48
+        assert list(second.token_ids) == expected_output(turn, 5, spec=MANY)
+
+
+async def test_a_lost_rank_ends_its_replica_and_the_rest_goes_on(tiny_model_dir: Path) -> None:
+    config = layouts({}, {"tp": 2})
+    async with a_rig(tiny_model_dir, config=config, decode=2, spec=MANY) as rig:
+        lost = rig.replicas["decode-0"]
+        [follower] = rig.groups["decode-0"].servers.values()
+        await follower.stop()
+        async with asyncio.timeout(20):
+            await lost.defect.wait()
+        await rig.stop("decode-0")
+        prompt = a_prompt(30)
+        while True:
+            try:
+                answer = await rig.client.generate(prompt, temperature=0.0, max_tokens=5)
+            except EastWestError as error:
+                assert error.status.retriable
+            else:
+                break
+        assert list(answer.token_ids) == expected_output(prompt, 5, spec=MANY)
+
+
+# Real engines: architecture, prefill and decode.
+REAL = [
+    (architecture, prefill, decode)
+    for architecture in ("llama", "qwen3")
+    for prefill, decode in [
+        (sizes(tp=2), sizes()),
+        (sizes(), sizes(tp=2)),
+        (sizes(tp=2), sizes(pp=2)),
+        (sizes(pp=3), sizes(tp=4)),
+        (sizes(tp=2, pp=2), sizes(dp=2)),
+        (sizes(tp=4), sizes(tp=2, pp=2)),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    fields = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return {
+        name: tiny_checkpoint(name, tmp_path_factory.mktemp(f"pairs-{name}"), **fields)
+        for name in ("llama", "qwen3")
+    }
+
+
+@pytest.mark.parametrize(("architecture", "prefill", "decode"), REAL, ids=str)
+async def test_tokens_are_those_of_transformers_whatever_the_layouts(
+    tiny_model_dir: Path,
+    checkpoints: dict[str, Path],
+    architecture: str,
+    prefill: dict[str, int],
+    decode: dict[str, int],
+) -> None:
+    config, directory = layouts(prefill, decode), checkpoints[architecture]
+    model = ModelConfig(source=str(directory), dtype="float32")
+
+    def engines(role: Role) -> Any:
+        return load_ranks(directory, model, getattr(config, role.value), config.kv)
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
+    async with a_rig(tiny_model_dir, config=config, make_engines=engines) as rig:
+        prompts = [a_prompt(length, seed=length) for length in (9, 70)]
+        for prompt in prompts:
+            answer = await rig.client.generate(prompt, sampling=sampling)
+            assert list(answer.token_ids) == greedy(directory, prompt)
+    assert ParallelLayout(**prefill) != ParallelLayout(**decode)
