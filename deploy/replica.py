@@ -147,7 +147,7 @@ class Replica:
         """Serve; returns the address and all else a router needs."""
         self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
         self._control.add_to(self._server)
-        self._ranks.serve(self._server, self._decode.transfers)
+        await self._ranks.listen(self._identity.host, self._server, self._decode.transfers)
         identity = self._identity
         try:
             port = self._server.add_insecure_port(f"{identity.host}:{identity.port}")
@@ -156,7 +156,6 @@ class Replica:
                 f"cannot listen on {identity.host}:{identity.port}: is the port in use?"
             ) from error
         address = f"{identity.host}:{port}"
-        self._ranks.bound(address)
         self._info = WorkerInfo(
             worker_id=identity.worker_id,
             epoch=identity.epoch,

@@ -19,6 +19,8 @@ from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
 
 ENV_PREFIX = "EASTWEST_"
+# The largest frame that any rank takes, whatever it sends itself.
+FRAME_BYTES_MAX = 1 << 24
 
 
 class Section(BaseModel):
@@ -87,7 +89,10 @@ class KVConfig(Section):
 
     block_tokens: int = Field(16, ge=1, le=1024, description="tokens of one block")
     frame_bytes: int = Field(
-        1 << 20, ge=1 << 12, le=1 << 24, description="payload of one transfer frame, at most"
+        4 << 20,
+        ge=1 << 12,
+        le=FRAME_BYTES_MAX,
+        description="payload of one transfer frame, at most",
     )
     inflight_bytes: int = Field(
         64 << 20, ge=1 << 20, description="bytes on the way between one pair of ranks, at most"

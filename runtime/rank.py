@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from eastwest.clock import Clock
-from eastwest.config import KVConfig
+from eastwest.config import FRAME_BYTES_MAX, KVConfig
 from eastwest.messages import Transport
 from eastwest.ports import Buffer, Engine, StepRow
 from eastwest.types import SampledToken
 from kv_transfer.closing import FencedReceiver
+from kv_transfer.frame_codec import message_bytes
 from kv_transfer.grpc_delivery import GrpcTransport
 from kv_transfer.push import FrameTap, pass_through
+from kv_transfer.push_server import PushServer
 from kv_transfer.ranks import Arrived, Fence, ReceiverEvents, ReceivingRank
 from kv_transfer.receiver import Receiver
 from kv_transfer.sender import KvSender
@@ -87,18 +89,27 @@ class Rank:
             fingerprint=engine.model.fingerprint,
             tap=tap,
         )
+        self._pushes = PushServer(
+            self._receiver,
+            clock,
+            idle_s=config.lease_s,
+            message_bytes=message_bytes(FRAME_BYTES_MAX),
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._polling: asyncio.Task[None] | None = None
 
-    def serve(
-        self, server: grpc.aio.Server, commits: Commits | None, events: ReceiverEvents
-    ) -> None:
-        """Take frames on `server` from its start on, and tell `events` of them. commits: given on
-        the leader alone."""
+    async def listen(self, host: str, events: ReceiverEvents) -> str:
+        """Take frames from now on, at the ``host:port`` returned, and tell `events` of them."""
         self._events = events
-        KvTransferService(self._receiver, commits, self._clock, idle_s=self._idle_s).add_to(server)
+        port = await self._pushes.start(host)
         if self._fenced is not None:
             self._polling = asyncio.create_task(self._poll(self._fenced), name="fence")
+        return f"{host}:{port}"
+
+    def take_commits(self, server: grpc.aio.Server, commits: Commits) -> None:
+        """On the leader: `server` takes commits for all ranks, from its start on."""
+        service = KvTransferService(self._receiver, commits, self._clock, idle_s=self._idle_s)
+        service.add_to(server)
 
     async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
         """Run a batch; see `Engine.step`. KV of rows that feed a push is sent meanwhile.
@@ -124,6 +135,7 @@ class Rank:
     async def close(self) -> None:
         """End all pushes, the engine and its thread; no step may be running."""
         await self.sending.close()
+        await self._pushes.stop()
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])

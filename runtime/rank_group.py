@@ -98,15 +98,12 @@ class RankGroup:
         ]
         return tuple(counts) if any(counts) else ()
 
-    def serve(self, server: grpc.aio.Server, books: LeaderEvents) -> None:
-        """Take frames for the leader's own rank, and commits for all, on `server`."""
-        self._local.serve(server, books, books)
+    async def listen(self, host: str, server: grpc.aio.Server, books: LeaderEvents) -> None:
+        """Take frames on all ranks from now on; and commits on `server`, from its start on."""
+        self._address = await self._local.listen(host, books)
+        self._local.take_commits(server, books)
         for link in self._links.values():
             link.listen(books)
-
-    def bound(self, address: str) -> None:
-        """`server` listens at ``host:port``."""
-        self._address = address
 
     def endpoints(self, group: int) -> tuple[RankEndpoint, ...]:
         """Where the ranks of a data-parallel group take KV, by their number within it."""

@@ -144,15 +144,12 @@ class _Link:
         self._context = context
         self._silence_s = silence_s
         self._events: asyncio.Queue[wire.RankEvent] = asyncio.Queue()
-        self._frames = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
         self._steps: asyncio.Queue[tuple[int, wire.RankStep]] = asyncio.Queue()
         self._answers: set[asyncio.Task[None]] = set()
 
     async def run(self, host: str, commands: AsyncIterator[wire.RankCommand]) -> None:
         """Until the leader ends the stream; raises what broke it."""
-        self._rank.serve(self._frames, None, self)
-        port = self._frames.add_insecure_port(f"{host}:0")
-        await self._frames.start()
+        address = await self._rank.listen(host, self)
         engine, ways = self._rank.engine, self._rank.ways
         joined = wire.Joined(
             fingerprint=engine.model.fingerprint,
@@ -161,7 +158,7 @@ class _Link:
             memory=ways.memory,
             host=ways.host,
             transports=ways.transports,
-            address=f"{host}:{port}",
+            address=address,
         )
         await self._context.write(wire.RankEvent(joined=joined))
         tasks = [
@@ -181,7 +178,6 @@ class _Link:
         for task in self._answers:
             task.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
-        await self._frames.stop(None)
         await self._rank.close()
 
     # ReceiverEvents.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from eastwest.clock import SystemClock
 from eastwest.config import Config, ModelConfig
 from eastwest.errors import EastWestError
 from eastwest.layout import KVSpec, ParallelLayout
@@ -67,12 +66,11 @@ async def test_every_byte_of_kv_is_where_the_decode_layout_wants_it(
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             assert list(answer.token_ids) == expected_output(prompt, 5, spec=spec)
-        loads = (await rig.client.loads()).workers
-        assert sum(link.bytes for w in loads for link in w.links) > 0
+        assert rig.replicas["decode-0"].load().transfer_bytes > 0
 
 
 async def test_a_session_that_one_layout_spilled_resumes_on_another(tiny_model_dir: Path) -> None:
-    store = MemoryBlockStore(SystemClock())
+    store = MemoryBlockStore(1 << 24)
     config = layouts({}, {"tp": 2}).model_copy(
         update={"store": a_config(store={"idle_s": 0.01}).store}
     )
@@ -102,7 +100,8 @@ async def test_a_lost_rank_ends_its_replica_and_the_rest_goes_on(tiny_model_dir:
             try:
                 answer = await rig.client.generate(prompt, temperature=0.0, max_tokens=5)
             except EastWestError as error:
-                assert error.status.retriable
+                if not error.status.retriable:
+                    raise
             else:
                 break
         assert list(answer.token_ids) == expected_output(prompt, 5, spec=MANY)
