@@ -11,7 +11,7 @@ import pytest
 from eastwest.config import Config, ModelConfig
 from eastwest.errors import EastWestError
 from eastwest.layout import KVSpec, ParallelLayout
-from eastwest.testing.engine import SPEC, expected_output
+from eastwest.testing.engine import SPEC, expected_output, simulated_group
 from eastwest.types import Role, SamplingParams
 from kv_store.memory_store import MemoryBlockStore
 from tests.checkpoints import tiny_checkpoint
@@ -70,18 +70,20 @@ async def test_every_byte_of_kv_is_where_the_decode_layout_wants_it(
 
 
 async def test_a_session_that_one_layout_spilled_resumes_on_another(tiny_model_dir: Path) -> None:
-    store = MemoryBlockStore(1 << 24)
-    config = layouts({}, {"tp": 2}).model_copy(
+    config = layouts({"pp": 2}, {"tp": 2}).model_copy(
         update={"store": a_config(store={"idle_s": 0.01}).store}
     )
-    prompt = a_prompt(40)
+    prompt, store = a_prompt(40), MemoryBlockStore(1 << 24)
     async with a_rig(tiny_model_dir, config=config, spec=MANY, store=store) as rig:
         first = await rig.client.generate(prompt, temperature=0.0, max_tokens=9, session="s")
         await rig.until(lambda: rig.replicas["decode-0"].load().sessions_spilled == 1)
-    turn = [*prompt, *first.token_ids, 7, 8, 9]
-    other = layouts({"pp": 2}, {"pp": 3})
-    async with a_rig(tiny_model_dir, config=other, spec=MANY, store=store) as rig:
-        second = await rig.client.generate(turn, temperature=0.0, max_tokens=5, session="t")
+        ranks = simulated_group(ParallelLayout(tp=4, pp=2), 128, 8, MANY)
+        await rig.start("decode-1", Role.DECODE, ranks)
+        await rig.until_up("decode-1")
+        await rig.router.remove_worker("decode-0")
+        turn = [*prompt, *first.token_ids, 7, 8, 9]
+        second = await rig.client.generate(turn, temperature=0.0, max_tokens=5)
+        assert second.decode_worker == "decode-1"
         assert second.usage.loaded_tokens == 48
         assert list(second.token_ids) == expected_output(turn, 5, spec=MANY)
 
