@@ -6,43 +6,63 @@ from collections.abc import Callable, Sequence
 
 from decode_pool.sequence import Work
 from eastwest.blocks import blocks_for
+from eastwest.clock import Clock, ns
+from eastwest.config import KVConfig
+from eastwest.layout import ParallelLayout
 from eastwest.messages import KvSource, RankEndpoint, Ticket, Transport, WorkerInfo
 from kv_transfer.negotiate import check_source, choose_transport
-from kv_transfer.transfers import Transfers
+from kv_transfer.ranks import ReceivingRank
+from kv_transfer.transfers import TransferOwner, Transfers
+from runtime.holdings import Holdings
 
 Endpoints = Callable[[int], tuple[RankEndpoint, ...]]
 
 
 class Tickets:
-    """Makes the tickets of one incarnation.
+    """Makes the tickets of one incarnation, and opens their transfers.
 
-    info: this incarnation. endpoints: of the ranks of a data-parallel group. transports: those
-    that the configuration allows.
+    info: this incarnation. endpoints: of the ranks of a data-parallel group. owner: told how
+    transfers end.
     """
 
     def __init__(
         self,
         info: Callable[[], WorkerInfo],
         endpoints: Endpoints,
-        transfers: Transfers,
+        ranks: Sequence[ReceivingRank],
+        layout: ParallelLayout,
+        holdings: Holdings,
+        owner: TransferOwner,
+        clock: Clock,
         *,
-        transports: Sequence[Transport],
-        lease_s: float,
+        epoch: int,
+        config: KVConfig,
     ) -> None:
+        self.transfers = Transfers(
+            ranks,
+            layout,
+            holdings.ledger,
+            owner,
+            clock,
+            epoch=epoch,
+            lease_ns=ns(config.lease_s),
+            blocks_per_group=holdings.pool.group_blocks,
+        )
         self._info = info
         self._endpoints = endpoints
-        self._transfers = transfers
-        self._allowed = transports
-        self._lease_s = lease_s
+        self._blocks = holdings.pool
+        self._allowed = [Transport(name) for name in config.transports]
+        self._lease_s = config.lease_s
         self._issued = 0
 
     def check(self, source: KvSource) -> None:
         """Raise `Incompatible`, saying why, where `source` cannot fill a reservation here."""
         check_source(source, self._info().source())
 
-    def issue(self, work: Work, group: int, group_blocks: int) -> Ticket:
-        """A ticket for the blocks of `work`, all in data-parallel group `group` of `group_blocks`
-        blocks. From here on its frames are taken, unless this replica fills it itself."""
+    def issue(self, work: Work) -> Ticket:
+        """A ticket for the blocks of `work`. From here on its frames are taken, unless this
+        replica fills it itself."""
+        group, size = self._blocks.group_of(work.blocks), self._blocks.group_blocks
         info, source = self._info(), work.command.source
         self._issued += 1
         own = (source.worker_id, source.epoch) == (info.worker_id, info.epoch)
@@ -51,7 +71,7 @@ class Tickets:
         )
         first, tokens = len(work.hashes), len(work.command.prompt)
         last = blocks_for(tokens, info.block_tokens)
-        placed = tuple(block - group * group_blocks for block in work.blocks[first:last])
+        placed = tuple(block - group * size for block in work.blocks[first:last])
         ticket = Ticket(
             transfer_id=f"{info.worker_id}.{self._issued}",
             worker_id=info.worker_id,
@@ -70,7 +90,7 @@ class Tickets:
             blocks=() if transport is Transport.GRPC else placed,
         )
         if not own:
-            self._transfers.open(
+            self.transfers.open(
                 ticket.transfer_id,
                 work.owner,
                 group=group,

@@ -39,7 +39,6 @@ from eastwest.messages import (
     Reserved,
     SequenceOutput,
     Stepped,
-    Transport,
     WorkerInfo,
 )
 from eastwest.ports import BlockStore, ReplicaKV, StepRow
@@ -47,7 +46,7 @@ from eastwest.stopping import StopRule
 from eastwest.types import SampledToken
 from kv_transfer.ledger import Owner, OwnerKind
 from kv_transfer.ranks import ReceivingRank
-from kv_transfer.transfers import Transfers, TransferStats
+from kv_transfer.transfers import TransferStats
 from runtime.holdings import Holdings
 from runtime.intake import Intake
 from runtime.step_loop import StepLoop, StepResult
@@ -92,23 +91,10 @@ class DecodeWorker:
         self._kv = kv
         self._holdings = holdings
         self._loop = loop
-        self.transfers = Transfers(
-            ranks,
-            layout,
-            holdings.ledger,
-            self,
-            clock,
-            epoch=epoch,
-            lease_ns=ns(kv_config.lease_s),
-            blocks_per_group=holdings.pool.group_blocks,
-        )
         self._tickets = Tickets(
-            info,
-            endpoints,
-            self.transfers,
-            transports=[Transport(name) for name in kv_config.transports],
-            lease_s=kv_config.lease_s,
+            info, endpoints, ranks, layout, holdings, self, clock, epoch=epoch, config=kv_config
         )
+        self.transfers = self._tickets.transfers
         self._emit = emit
         self._pool = pool
         self._kv_config = kv_config
@@ -255,8 +241,7 @@ class DecodeWorker:
         return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
     async def _open(self, work: Work) -> None:
-        pool = self._holdings.pool
-        ticket = self._tickets.issue(work, pool.group_of(work.blocks), pool.group_blocks)
+        ticket = self._tickets.issue(work)
         self._transfers[ticket.transfer_id] = work
         work.transfer_id = ticket.transfer_id
         # Frames may come as soon as the ticket is out: every rank must know the transfer by then.

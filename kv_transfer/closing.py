@@ -42,8 +42,8 @@ class FencedReceiver:
     def open(self, opening: Opening) -> None:
         """See `ReceivingRank.open`."""
         if opening.transport is not Transport.GRPC:
-            self._closing[opening.transfer_id] = None
             self._fence.open(opening.transfer_id)
+            self._closing[opening.transfer_id] = None
         self._receiver.open(opening)
 
     def close(self, transfer_id: str, reason: ErrorCode | None) -> Closing:
