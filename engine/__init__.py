@@ -11,11 +11,14 @@ Getting a model:
 Computing it:
 
 - `torch_engine`: the engine port; `load_engine`
-- `blocks`: which blocks are held, cached or free
+- `blocks`, `block_groups`: which blocks are held, cached or free; of a replica's groups
+- `rank_slice`: which part of a model a rank has, and which layouts fit it
+- `comm`, `process_groups`: what ranks say to each other; over torch.distributed
 - `kv_memory`: the paged KV, read and written in canonical form
 - `weights`: one rank's weights, fused and packed
+- `layers`, `norm`: attention and feed-forward network, summed over the ranks that share them
 - `linear`, `quantize`: matrix products in the form that a device is fast at; int8
 - `batch`: a step laid out as tensors
-- `model`, `rotary`, `attention`: the forward pass
+- `model`, `rotary`, `attention`: the forward pass, over stages and groups
 - `sampling`: from logits to tokens
 """

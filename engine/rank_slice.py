@@ -63,7 +63,7 @@ def check_layout(config: ArchitectureConfig, layout: ParallelLayout) -> None:
     else:
         return
     raise ConfigError(
-        f"layout {layout}: {wrong}; allowed for this model: tp {', '.join(map(str, works))}; "
+        f"{wrong}; allowed for this model: tp {', '.join(map(str, works))}; "
         f"pp 1 to {config.num_layers}; ep 1; any dp"
     )
 

@@ -1,12 +1,11 @@
-"""The process a worker lives in, and Ray, which gives it life.
+"""What runs a replica: its ranks, its steps, its blocks, its control stream, and Ray around it.
 
-holdings      who holds which KV blocks: block pool and ledger, always changed together
-step_loop     runs engine steps on behalf of prefill and decode
-intake        takes blocks for a prompt, with what is cached and stored of its KV
-stored_prefix fills blocks from the offline store
-work_check    what a worker accepts from a router
-control       the gRPC server end of the router's control stream
-actor         the thin Ray actor around a hosted worker
-supervisor    starts, watches and replaces actors
-cluster       a local or remote Ray cluster
+- `rank`: engine, paged KV and both ends of KV transfer of one rank
+- `rank_service`, `rank_link`, `rank_wire`: a rank in another process, and the link to it
+- `rank_group`: all ranks of a replica, as its leader drives them
+- `step_loop`: joins the rows of prefill and decode into batches
+- `holdings`, `intake`, `stored_prefix`: blocks, by owner; how a prompt gets them and what is stored
+- `control`, `work_check`: the stream to routers, and what they may ask
+- `actor`, `supervisor`, `cluster`: Ray: the processes, their lives, the cluster
+- `in_thread`: work on blocks in a thread
 """
