@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> str:
 
 def explained(model: str, prefill: str, decode: str, config: Config | None = None) -> str:
     text = io.StringIO()
-    Console(width=100, file=text).print(explain_pair(config or Config(), model, prefill, decode))
+    Console(width=200, file=text).print(explain_pair(config or Config(), model, prefill, decode))
     return text.getvalue()
 
 
