@@ -6,7 +6,7 @@ Getting a model:
 - `gguf_convert`, `gguf_file`, `gguf_tokenizer`: GGUF -> Hugging Face directory
 - `build_once`, `digest`: conversions done once for all processes; digests of files
 - `checkpoint`: a directory's config and its mapped safetensors
-- `architecture`: what its config.json says of the model
+- `architecture`, `moe_config`, `rope_config`, `hf_fields`: what its config.json says of the model
 
 Computing it:
 
@@ -14,9 +14,11 @@ Computing it:
 - `blocks`, `block_groups`: which blocks are held, cached or free; of a replica's groups
 - `rank_slice`: which part of a model a rank has, and which layouts fit it
 - `comm`, `process_groups`: what ranks say to each other; over torch.distributed
-- `kv_memory`: the paged KV, read and written in canonical form
-- `weights`: one rank's weights, fused and packed
+- `kv_memory`, `kv_planes`: the paged KV, read and written in canonical form; its dtypes
+- `weights`, `tensor_reader`, `weight_shapes`: one rank's weights, fused and packed
 - `layers`, `norm`: attention and feed-forward network, summed over the ranks that share them
+- `latent`: multi-head latent attention
+- `experts`, `routing`, `placement`: mixtures of experts, spread over ranks
 - `linear`, `quantize`: matrix products in the form that a device is fast at; int8
 - `batch`: a step laid out as tensors
 - `model`, `rotary`, `attention`: the forward pass, over stages and groups

@@ -1,7 +1,8 @@
 """What a Hugging Face config.json says of a model: sizes, rotary embedding, windows, biases.
 
-Supported are the Llama family's shapes: Llama, Mistral, Qwen2 and Qwen3. Everything that this
-engine does not compute is refused here, so that no model is ever run almost right.
+Supported are the Llama family's shapes (Llama, Mistral, Qwen2 and Qwen3), mixtures of experts
+(Mixtral, Qwen3-MoE) and DeepSeek's latent attention (V2 and V3). Everything that this engine does
+not compute is refused here, so that no model is ever run almost right.
 """
 
 from __future__ import annotations
@@ -12,28 +13,45 @@ from typing import Any
 
 from eastwest.errors import ModelError
 from eastwest.layout import KVSpec
+from engine.hf_fields import HfFields
+from engine.moe_config import MoeConfig, read_moe
+from engine.rope_config import RopeScaling, read_rope
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+    "MixtralForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM",
+)  # fmt: skip
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
+_WITH_ATTENTION_BIAS = (
+    "LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", *_LATENT,
+)  # fmt: skip
 _WINDOW = 4096  # what transformers assumes where sliding_window is not written
 _QWEN3_HEAD_DIM = 128  # likewise for head_dim, which Qwen3 does not derive
+_MIXTRAL_THETA = 1e6  # likewise for rope_theta, which is 1e4 elsewhere
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched. `kind` is default, linear or llama3; the last
-    three fields are those of llama3."""
+class LatentConfig:
+    """Multi-head latent attention. Keys and values of all heads are made from one latent a token.
 
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    query_rank: of the queries' own latent, None where they have none. rank: of that of keys and
+    values. plain_dim, rope_dim: dims of a query head without and with positions. value_dim: of a
+    head. interleaved: the checkpoint has the two dims that turn together side by side.
+    """
+
+    query_rank: int | None
+    rank: int
+    plain_dim: int
+    rope_dim: int
+    value_dim: int
+    interleaved: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureConfig:
     """One decoder-only transformer. `windows[i]` is how many positions layer i sees, itself
-    included; None for all."""
+    included; None for all. head_dim: of queries. ffn_size: of the dense layers. Where there is a
+    latent, it is the one KV head."""
 
     name: str
     num_layers: int
@@ -53,13 +71,22 @@ class ArchitectureConfig:
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    moe: MoeConfig | None = None
+    latent: LatentConfig | None = None
 
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def rotary_dim(self) -> int:
+        """Dims of a head that turn with its position."""
+        return self.head_dim if self.latent is None else self.latent.rope_dim
+
     def kv_spec(self, dtype: str) -> KVSpec:
+        if self.latent is not None:
+            return KVSpec(self.num_layers, 1, self.latent.rank + self.latent.rope_dim, 0, dtype)
         return KVSpec(self.num_layers, self.num_kv_heads, self.head_dim, self.head_dim, dtype)
 
     @staticmethod
@@ -70,25 +97,22 @@ class ArchitectureConfig:
         absent, of the wrong kind or inconsistent.
         """
         name = _architecture(config)
-        read = _Fields(name, config)
+        read = HfFields(name, config)
+        _refuse_quantized(read)
         hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
-        kv_heads = read.count("num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise read.error("num_attention_heads", f"a multiple of {kv_heads} KV heads")
-        if config.get("hidden_act", "silu") != "silu":
-            raise read.error("hidden_act", "silu")
+        read.one_of("hidden_act", ("silu",), "silu")
         num_layers = read.count("num_hidden_layers")
-        biased = name in ("LlamaForCausalLM", "Qwen3ForCausalLM")
-        bias = biased and read.flag("attention_bias", False)
-        theta, rope = _rope(read)
+        latent = _latent(read, name) if name in _LATENT else None
+        bias = name in _WITH_ATTENTION_BIAS and read.flag("attention_bias", False)
+        theta, rope = read_rope(read, _MIXTRAL_THETA if name == "MixtralForCausalLM" else 1e4)
         return ArchitectureConfig(
             name=name,
             num_layers=num_layers,
             hidden_size=hidden,
             ffn_size=read.count("intermediate_size"),
             num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=_head_dim(read, name, hidden, heads),
+            num_kv_heads=1 if latent is not None else _kv_heads(read, heads),
+            head_dim=_head_dim(read, name, hidden, heads, latent),
             vocab_size=read.count("vocab_size"),
             context_tokens=read.count("max_position_embeddings"),
             norm_eps=read.positive("rms_norm_eps", 1e-6),
@@ -99,7 +123,9 @@ class ArchitectureConfig:
             qkv_bias=name == "Qwen2ForCausalLM" or bias,
             output_bias=bias,
             mlp_bias=name == "LlamaForCausalLM" and read.flag("mlp_bias", False),
-            qk_norm=name == "Qwen3ForCausalLM",
+            qk_norm=name in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+            moe=read_moe(read, name, num_layers),
+            latent=latent,
         )
 
 
@@ -114,75 +140,45 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
-class _Fields:
-    """Typed reading of config.json; `given` leaves out what is null."""
-
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        self._name = name
-        self._all = config
-        self.given = {key: value for key, value in config.items() if value is not None}
-
-    def error(self, field: str, allowed: str) -> ModelError:
-        value = self.given.get(field, "absent")
-        return ModelError(f"{self._name}: {field} is {value!r}; allowed: {allowed}")
-
-    def count(self, field: str, default: int | None = None) -> int:
-        value = self.given.get(field, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(field, "an integer from 1")
-        return value
-
-    def positive(self, field: str, default: float | None = None) -> float:
-        value = self.given.get(field, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.error(field, "a number above 0")
-        return float(value)
-
-    def flag(self, field: str, default: bool) -> bool:
-        value = self.given.get(field, default)
-        if not isinstance(value, bool):
-            raise self.error(field, "true or false")
-        return value
-
-    def null(self, field: str) -> bool:
-        return field in self._all and self._all[field] is None
-
-    def sub(self, field: str) -> _Fields:
-        value = self.given.get(field, {})
-        if not isinstance(value, Mapping):
-            raise self.error(field, "an object")
-        return _Fields(f"{self._name}: {field}", value)
-
-
-def _rope(read: _Fields) -> tuple[float, RopeScaling]:
-    """Theta and scaling, from `rope_parameters` or the older rope_theta and rope_scaling."""
-    new = "rope_parameters" in read.given
-    field = "rope_parameters" if new else "rope_scaling"
-    fields = read.sub(field)
-    theta_from = fields if "rope_theta" in fields.given else read
-    theta = theta_from.positive("rope_theta", 10000.0)
-    if read.given.get("partial_rotary_factor", fields.given.get("partial_rotary_factor", 1)) != 1:
-        raise read.error("partial_rotary_factor", "1")
-    kind = fields.given.get("rope_type", fields.given.get("type", "default"))
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling("linear", fields.positive("factor"))
-    if kind == "llama3":
-        scaling = RopeScaling(
-            "llama3",
-            fields.positive("factor"),
-            fields.positive("low_freq_factor"),
-            fields.positive("high_freq_factor"),
-            fields.count("original_max_position_embeddings", read.count("max_position_embeddings")),
+def _refuse_quantized(read: HfFields) -> None:
+    if "quantization_config" in read.given:
+        method = read.sub("quantization_config").given.get("quant_method", "unnamed")
+        raise ModelError(
+            f"{read.where}: quantization_config is of method {method!r}; allowed: none, weights "
+            f"in float32, float16 or bfloat16"
         )
-        if scaling.high_freq_factor <= scaling.low_freq_factor:
-            raise fields.error("high_freq_factor", f"above {scaling.low_freq_factor}")
-        return theta, scaling
-    raise ModelError(f"{field}: rope_type is {kind!r}; allowed: default, linear, llama3")
 
 
-def _head_dim(read: _Fields, name: str, hidden: int, heads: int) -> int:
+def _kv_heads(read: HfFields, heads: int) -> int:
+    kv_heads = read.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise read.error("num_attention_heads", f"a multiple of {kv_heads} KV heads")
+    return kv_heads
+
+
+def _latent(read: HfFields, name: str) -> LatentConfig:
+    if read.flag("mlp_bias", False):
+        raise read.error("mlp_bias", "false")
+    rope_dim = read.count("qk_rope_head_dim")
+    if rope_dim % 2:
+        raise read.error("qk_rope_head_dim", "an even number")
+    if "q_lora_rank" not in read.given and not read.null("q_lora_rank"):
+        raise read.error("q_lora_rank", "an integer from 1, or null")
+    return LatentConfig(
+        query_rank=None if read.null("q_lora_rank") else read.count("q_lora_rank"),
+        rank=read.count("kv_lora_rank"),
+        plain_dim=read.count("qk_nope_head_dim"),
+        rope_dim=rope_dim,
+        value_dim=read.count("v_head_dim"),
+        interleaved=name == "DeepseekV2ForCausalLM" or read.flag("rope_interleave", True),
+    )
+
+
+def _head_dim(
+    read: HfFields, name: str, hidden: int, heads: int, latent: LatentConfig | None
+) -> int:
+    if latent is not None:
+        return latent.plain_dim + latent.rope_dim
     derived = _QWEN3_HEAD_DIM if name == "Qwen3ForCausalLM" else hidden // heads
     head_dim = read.count("head_dim", derived)
     if "head_dim" not in read.given and derived * heads != hidden and name != "Qwen3ForCausalLM":
@@ -192,18 +188,23 @@ def _head_dim(read: _Fields, name: str, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _windows(read: _Fields, name: str, num_layers: int) -> tuple[int | None, ...]:
-    """Mistral's window is for all layers; Qwen's, where it is switched on, for the layers that
-    layer_types names, or those from max_window_layers on."""
+def _windows(read: HfFields, name: str, num_layers: int) -> tuple[int | None, ...]:
+    """Mistral's and Mixtral's window is for all layers, and so is Qwen3-MoE's where it is switched
+    on; that of other Qwens for the layers that layer_types names, or those from max_window_layers
+    on."""
     everywhere: tuple[int | None, ...] = (None,) * num_layers
-    if name == "LlamaForCausalLM":
+    if name == "LlamaForCausalLM" or name in _LATENT:
         return everywhere
-    if name == "MistralForCausalLM":
-        window = read.count("sliding_window", _WINDOW) if not read.null("sliding_window") else None
-        return (window,) * num_layers
+    if name in ("MistralForCausalLM", "MixtralForCausalLM"):
+        assumed = _WINDOW if name == "MistralForCausalLM" else None
+        if "sliding_window" not in read.given and (assumed is None or read.null("sliding_window")):
+            return everywhere
+        return (read.count("sliding_window", assumed),) * num_layers
     if not read.flag("use_sliding_window", False):
         return everywhere
     window = read.count("sliding_window", _WINDOW)
+    if name == "Qwen3MoeForCausalLM":
+        return (window,) * num_layers
     types = read.given.get("layer_types")
     if types is None:
         first = read.count("max_window_layers", 28)

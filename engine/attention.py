@@ -105,8 +105,11 @@ def slot_runs(
     return tuple(runs)
 
 
-def attend(queries: torch.Tensor, kv: LayerKV, segments: Sequence[Segment]) -> torch.Tensor:
-    """``queries [T, H, G, D]`` over the layer's keys and values.
+def attend(
+    queries: torch.Tensor, kv: LayerKV, segments: Sequence[Segment], scale: float | None = None
+) -> torch.Tensor:
+    """``queries [T, H, G, D]`` over the layer's keys and values; over its keys alone, which are
+    their own values, where it has no others. scale: of the scores, ``D ** -0.5`` for None.
 
     Returns ``[queries of all segments, H * G * D]``, in the segments' order.
     """
@@ -116,9 +119,9 @@ def attend(queries: torch.Tensor, kv: LayerKV, segments: Sequence[Segment]) -> t
         part = queries[segment.first : segment.first + segment.count]
         if segment.count > 1:
             part = part.transpose(0, 1).reshape(1, heads, segment.count * group, dim)
-        out = F.scaled_dot_product_attention(
-            part, kv.keys(segment.runs), kv.values(segment.runs), segment.mask
-        )
+        keys = kv.keys(segment.runs)
+        values = kv.values(segment.runs) if kv.has_values else keys
+        out = F.scaled_dot_product_attention(part, keys, values, segment.mask, scale=scale)
         if segment.count > 1:
             out = out.view(heads, segment.count, group, dim).transpose(0, 1)
         attended.append(out)

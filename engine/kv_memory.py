@@ -13,31 +13,26 @@ import numpy as np
 import torch
 
 from eastwest.errors import ConfigError
-from eastwest.layout import KVSpec, Shard
+from eastwest.layout import QUANTIZED, KVSpec, Shard
 from eastwest.paged_kv import PagedKV, pool_bytes
 from eastwest.ports import Buffer
-
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-Runs = Sequence[tuple[int, int]]  # (first slot, count)
+from engine.kv_planes import TORCH_DTYPES, Places, Plane, Runs, make_plane
 
 
 class LayerKV:
     """Keys and values of one layer: ``keys [H, S, key dim]``, ``values [H, S, value dim]``.
 
-    What a step reads and writes. `values` is None where the spec has none.
+    What a step reads and writes, in the dtype that it computes in. has_values: whether the spec
+    has any.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor | None) -> None:
+    def __init__(self, keys: Plane, values: Plane | None) -> None:
+        self.has_values = values is not None
         self._keys = keys
         self._values = values
 
     def store(
-        self, slots: torch.Tensor | None, runs: Sequence[tuple[int, int, int]],
+        self, slots: torch.Tensor | None, runs: Places,
         keys: torch.Tensor, values: torch.Tensor | None,
     ) -> None:  # fmt: skip
         """Put ``keys [T, H, key dim]`` and values likewise where they belong.
@@ -45,18 +40,18 @@ class LayerKV:
         runs: ``(T index, first slot, count)``; slots: the same, ``[T]``, given where the runs
         are so short that one scattered copy is quicker.
         """
-        _store(self._keys, slots, runs, keys)
+        self._keys.store(slots, runs, keys)
         if self._values is not None and values is not None:
-            _store(self._values, slots, runs, values)
+            self._values.store(slots, runs, values)
 
     def keys(self, runs: Runs) -> torch.Tensor:
         """``[1, H, tokens, key dim]`` of the slots of `runs`; a view where that is possible."""
-        return _gathered(self._keys, runs)
+        return self._keys.load(runs)
 
     def values(self, runs: Runs) -> torch.Tensor:
         """``[1, H, tokens, value dim]`` likewise."""
         assert self._values is not None, "this model's KV has no values"
-        return _gathered(self._values, runs)
+        return self._values.load(runs)
 
 
 class TorchKVMemory:
@@ -64,7 +59,8 @@ class TorchKVMemory:
 
     buffer: host memory of `pool_bytes` to lie in, which must live as long as this; none takes
     memory of its own, from the system as it is first written to. Blocks hold arbitrary bytes
-    until then. `layers` are the shard's, in order.
+    until then. `layers` are the shard's, in order. compute: the dtype in which layers give and
+    take rows; none is that of the spec, or float32 where that is quantized.
     """
 
     def __init__(
@@ -75,6 +71,7 @@ class TorchKVMemory:
         block_tokens: int,
         device: torch.device,
         buffer: Buffer | None = None,
+        compute: torch.dtype | None = None,
     ) -> None:
         self.spec = spec
         self.shard = shard
@@ -94,7 +91,9 @@ class TorchKVMemory:
         if device.type == "cpu":
             array = self._storage.numpy().data
             self.paged = PagedKV(array, spec, shard, num_blocks, block_tokens)
-        self.layers = tuple(self._layers())
+        if compute is None:
+            compute = torch.float32 if spec.dtype in QUANTIZED else TORCH_DTYPES[spec.dtype]
+        self.layers = tuple(self._layers(compute))
 
     def read(
         self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
@@ -163,34 +162,11 @@ class TorchKVMemory:
             at += size
         return planes
 
-    def _layers(self) -> Iterator[LayerKV]:
-        dtype = TORCH_DTYPES[self.spec.dtype]
-        planes = [plane.view(dtype) for plane in self._by_plane()]
+    def _layers(self, compute: torch.dtype) -> Iterator[LayerKV]:
+        planes = self._by_plane()
         for index in range(len(self.shard.layers)):
-            yield LayerKV(planes[0][index], planes[1][index] if len(planes) > 1 else None)
-
-
-def _store(
-    pool: torch.Tensor,
-    slots: torch.Tensor | None,
-    runs: Sequence[tuple[int, int, int]],
-    kv: torch.Tensor,
-) -> None:
-    """Put ``kv [T, H, D]`` into ``pool [H, S, D]``."""
-    kv = kv.transpose(0, 1)
-    if slots is not None:
-        pool.index_copy_(1, slots, kv)
-        return
-    for index, slot, count in runs:
-        pool[:, slot : slot + count] = kv[:, index : index + count]
-
-
-def _gathered(pool: torch.Tensor, runs: Runs) -> torch.Tensor:
-    """``[1, H, keys, D]``: the pool's slots of `runs`; a view where that is possible."""
-    pool = pool.unsqueeze(0)
-    if len(runs) == 1:
-        return pool.narrow(2, *runs[0])
-    return torch.cat([pool.narrow(2, *run) for run in runs], dim=2)
+            made = [make_plane(plane[index], self.spec.dtype, compute) for plane in planes]
+            yield LayerKV(made[0], made[1] if len(made) > 1 else None)
 
 
 def _fits_in_memory(size_bytes: int) -> None:

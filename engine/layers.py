@@ -50,10 +50,20 @@ class Attention(Protocol):
 
 
 class FeedForward(Protocol):
-    """The second half of a layer, its norm included."""
+    """The second half of a layer, its norm included.
+
+    exchanges: whether each call is one of all ranks that share its experts, in whatever group they
+    are; those that have no tokens call it with none.
+    """
+
+    @property
+    def exchanges(self) -> bool: ...
 
     def add_to(self, hidden: torch.Tensor) -> None:
         """``hidden [T, hidden]`` += the network's part, summed over the ranks that share it."""
+
+    def expert_loads(self) -> torch.Tensor | None:
+        """``[experts kept]`` int64: pairs of token and expert computed so far; None without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,8 @@ class GroupedAttention:
 class DenseFeedForward:
     """A gated network. gate_up: both halves below each other."""
 
+    exchanges = False
+
     def __init__(self, norm: RmsNorm, gate_up: Linear, down: Linear, group: Group) -> None:
         self._norm = norm
         self._gate_up = gate_up
@@ -121,6 +133,9 @@ class DenseFeedForward:
     def add_to(self, hidden: torch.Tensor) -> None:
         gate, up = self._gate_up(self._norm(hidden)).chunk(2, dim=-1)
         add_shared(hidden, self._down, F.silu(gate).mul_(up), self._group)
+
+    def expert_loads(self) -> None:
+        """See `FeedForward`."""
 
 
 def add_shared(hidden: torch.Tensor, linear: Linear, x: torch.Tensor, group: Group) -> None:

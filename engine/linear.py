@@ -125,6 +125,23 @@ def widened_product(
     return product if bias is None else product.add_(bias)
 
 
+class HeadwiseLinear:
+    """One matrix for each head: ``weight [N, K, M]``, as it is."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+        emulated = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+        self._widens = emulated and not cpu_computes_bfloat16()
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``x [T, N, K]`` -> ``out [T, N, M]``, which may be strided."""
+        by_head = x.transpose(0, 1)
+        if self._widens and len(x) >= WIDEN_ROWS:
+            out.transpose(0, 1).copy_(torch.bmm(by_head.float(), self._weight.float()))
+        else:
+            torch.bmm(by_head, self._weight, out=out.transpose(0, 1))
+
+
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The best form of `weight` (``[N, K]``) for its device and dtype, which are the result's.
 

@@ -76,11 +76,22 @@ class Model:
         """
         own = self._own(rows)
         told = None if progress is None else _Told(progress, rows, self._groups(rows), self._group)
-        sampled = self._run(own, told) if own else None
+        rounds = self._rounds(rows)
+        sampled = None
+        if own:
+            sampled = self._run(own, told, rounds)
+        else:
+            self._idle(rounds)
         if not self._leads_stage_end:
             return None
         logits = None if sampled is None else self._vocabulary(sampled)
         return self._at_leader(rows, logits) if self._layout.dp > 1 else logits
+
+    def expert_tokens(self) -> tuple[int, ...]:
+        """Pairs of token and expert computed so far for each expert kept, over all layers."""
+        loads = [layer.ffn.expert_loads() for layer in self._layers]
+        kept = [load for load in loads if load is not None]
+        return tuple(torch.stack(kept).sum(0).tolist()) if kept else ()
 
     @property
     def _group(self) -> int:
@@ -104,17 +115,46 @@ class Model:
             if group == self._group
         ]
 
-    def _run(self, rows: Sequence[StepRow], told: _Told | None) -> torch.Tensor | None:
+    def _rounds(self, rows: Sequence[StepRow]) -> int:
+        """Tiles of the group that has most of them, in each of which it exchanges tokens with the
+        ranks of all groups; 0 where groups have nothing to exchange."""
+        if self._layout.dp == 1 or not any(layer.ffn.exchanges for layer in self._layers):
+            return 0
+        tokens = [0] * self._layout.dp
+        for row, group in zip(rows, self._groups(rows), strict=True):
+            tokens[group] += len(row.tokens)
+        return max(-(-count // self._tile_rows(count)) for count in tokens)
+
+    def _tile_rows(self, tokens: int) -> int:
+        stages = self._layout.pp
+        if stages == 1:
+            return TILE_ROWS
+        return min(TILE_ROWS, max(MICRO_ROWS_MIN, -(-tokens // (MICRO_BATCHES * stages))))
+
+    def _idle(self, rounds: int) -> None:
+        """Take part in a step of other groups, for whose tokens this rank may keep experts."""
+        if self._layout.pp == 1:
+            for layer in self._layers:
+                self._idle_in([layer], rounds)
+        else:
+            self._idle_in(self._layers, rounds)
+
+    def _idle_in(self, layers: Sequence[Layer], rounds: int) -> None:
+        nothing = self._like.new_empty(0, self._config.hidden_size)
+        for _ in range(rounds):
+            for layer in layers:
+                if layer.ffn.exchanges:
+                    layer.ffn.add_to(nothing)
+
+    def _run(self, rows: Sequence[StepRow], told: _Told | None, rounds: int) -> torch.Tensor | None:
         """Through this rank's layers; ``[sampled, hidden]`` on the last stage."""
         ends = [row.start + len(row.tokens) for row in rows]
         assert max(ends) <= self._config.context_tokens, "a row ends beyond the model's context"
-        stages = self._layout.pp
-        if stages == 1:
-            batch = self._planner.plan(rows)
-            return self._by_layer(self._flows(batch, self._embed(batch)), told)
         tokens = sum(len(row.tokens) for row in rows)
-        micro = max(MICRO_ROWS_MIN, -(-tokens // (MICRO_BATCHES * stages)))
-        return self._by_tile(self._planner.plan(rows, min(TILE_ROWS, micro)), told)
+        batch = self._planner.plan(rows, self._tile_rows(tokens))
+        if self._layout.pp == 1:
+            return self._by_layer(self._flows(batch, self._embed(batch)), told, rounds)
+        return self._by_tile(batch, told, rounds)
 
     def _embed(self, batch: Batch) -> torch.Tensor:
         assert self._embedding is not None
@@ -122,25 +162,29 @@ class Model:
         return embedded.to(self._like.device, self._like.dtype)
 
     def _flows(self, batch: Batch, hidden: torch.Tensor) -> list[Flow]:
-        cos, sin = rotation(batch.positions, self._frequencies, hidden.dtype)
+        cos, sin = rotation(
+            batch.positions, self._frequencies, hidden.dtype, self._config.rope.amplitude
+        )
         flows = []
         for tile in batch.tiles:
             at = slice(tile.first, tile.first + tile.count)
             flows.append(Flow(tile, hidden[at], cos[at], sin[at]))
         return flows
 
-    def _by_layer(self, flows: Sequence[Flow], told: _Told | None) -> torch.Tensor:
+    def _by_layer(self, flows: Sequence[Flow], told: _Told | None, rounds: int) -> torch.Tensor:
         for index, layer in enumerate(self._layers[:-1]):
             for flow in flows:
                 _through(layer, flow)
+            self._idle_in([layer], rounds - len(flows))
             if told is not None:
                 told.layer_done(self._shard_layers[index])
         sampled = torch.cat([_finish(self._layers[-1], flow) for flow in flows])
+        self._idle_in(self._layers[-1:], rounds - len(flows))
         if told is not None:
             told.layer_done(self._shard_layers[-1])
         return sampled
 
-    def _by_tile(self, batch: Batch, told: _Told | None) -> torch.Tensor | None:
+    def _by_tile(self, batch: Batch, told: _Told | None, rounds: int) -> torch.Tensor | None:
         tp, world = self._layout.tp, self._comm.world
         first, last = self._embedding is not None, self._head is not None
         if first:
@@ -160,6 +204,7 @@ class Model:
                 world.send(flow.hidden, self._rank + tp)
             if told is not None:
                 told.tile_done(self._shard_layers, flow.tile.first + flow.tile.count)
+        self._idle_in(self._layers, rounds - len(batch.tiles))
         return torch.cat(sampled) if last else None
 
     def _vocabulary(self, sampled: torch.Tensor) -> torch.Tensor:
@@ -240,5 +285,6 @@ def _finish(layer: Layer, flow: Flow) -> torch.Tensor:
     hidden = flow.hidden[flow.tile.sampled]
     if len(hidden):
         layer.attention.mix(hidden, queries, flow.tile.last[layer.attention.window])
+    if len(hidden) or layer.ffn.exchanges:
         layer.ffn.add_to(hidden)
     return hidden

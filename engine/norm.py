@@ -17,6 +17,11 @@ class RmsNorm:
         self._weight = weight
         self._floor = torch.tensor((weight.shape[-1] * eps) ** 0.5, device=weight.device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._weight.device
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """A new tensor of x's shape and dtype."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)

@@ -17,6 +17,7 @@ import torch.distributed
 from eastwest.errors import Unavailable
 from eastwest.layout import ParallelLayout
 from engine.comm import Alone, Comm, Group
+from engine.rank_slice import expert_share
 
 TIMEOUT_S = 120.0
 # Sends that may be under way at once: micro-batches on their way to the next stage.
@@ -46,13 +47,14 @@ def join_rendezvous(address: str) -> Store:
 def connect(store: Store, layout: ParallelLayout, rank: int, device: torch.device) -> Comm:
     """The groups of one rank; there when all their members have come.
 
-    Experts are exchanged within a group of `ep` ranks of one stage; see `ParallelLayout`.
+    Experts are exchanged within a group of `ep` ranks of one stage; see `ParallelLayout`. Raises
+    `ConfigError` where ranks cannot be divided so.
     """
     stage, tp_rank = layout.stage(rank), layout.tp_rank(rank)
     first = rank - tp_rank
     tensor = range(first, first + layout.tp)
-    shares = max(1, layout.ep // layout.dp)
-    slices = layout.tp // shares
+    _, slices = expert_share(layout, rank)
+    shares = layout.tp // slices
     share, part = divmod(tp_rank, slices)
     experts: Sequence[int] = (rank,)
     if layout.ep > 1:

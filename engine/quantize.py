@@ -8,10 +8,13 @@ would make it.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from engine.linear import widened_product
 
 _INT8_MAX = 127.0
+# torch's int8 kernel takes so many columns at a time, and reads beyond the end of other matrices.
+_KERNEL_COLUMNS = 16
 # Above this many rows, widening a slice of the weights costs less than torch's int8 kernel.
 _WIDEN_ROWS = 32
 
@@ -31,12 +34,13 @@ class Int8Linear:
     """A `engine.linear.Linear` that holds int8 rows and their scales."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._scales = quantize_rows(weight)
+        self._padding = -weight.shape[1] % _KERNEL_COLUMNS
+        self._weight, self._scales = quantize_rows(F.pad(weight, (0, self._padding)))
         self._narrow_scales = self._scales.bfloat16()
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        narrow = x.bfloat16()
+        narrow = F.pad(x.bfloat16(), (0, self._padding)) if self._padding else x.bfloat16()
         if x.shape[0] < _WIDEN_ROWS and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(narrow, self._weight, self._narrow_scales).to(x.dtype)
         else:

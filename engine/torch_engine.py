@@ -20,13 +20,15 @@ from eastwest.types import SampledToken
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.comm import Comm
-from engine.kv_memory import TORCH_DTYPES, TorchKVMemory
+from engine.kv_memory import TorchKVMemory
+from engine.kv_planes import TORCH_DTYPES
 from engine.linear import cpu_computes_bfloat16, make_linear
 from engine.model import Model
 from engine.quantize import Int8Linear
 from engine.rank_slice import RankSlice
 from engine.sampling import sample
-from engine.weights import MakeLinear, WeightLoader
+from engine.tensor_reader import MakeLinear
+from engine.weights import WeightLoader
 
 _BLOCKS_MIN = 2
 
@@ -46,10 +48,14 @@ class TorchEngine:
         self.model = info
         self.layout = layout
         self.rank = rank
-        self.expert_tokens: tuple[int, ...] = ()
         self.kv: KVMemory = kv.paged or kv
         self._forward: Model | None = model
         self._threads = threads
+
+    @property
+    def expert_tokens(self) -> tuple[int, ...]:
+        """See `Engine.expert_tokens`; over all layers of this rank, in the order of experts."""
+        return () if self._forward is None else self._forward.expert_tokens()
 
     def step(
         self, rows: Sequence[StepRow], progress: StepProgress | None = None
@@ -86,11 +92,13 @@ def load_engine(
     rank: int = 0,
     comm: Comm | None = None,
     allocate: Callable[[int], Buffer] | None = None,
+    expert_loads: Sequence[int] | None = None,
 ) -> TorchEngine:
     """Load one rank of a Hugging Face directory; of the weights only what the rank needs.
 
     comm: the rank's groups; none for a layout of one rank. allocate: makes the host memory of the
-    paged KV, of the size asked for; none takes memory of the engine's own. Raises `ModelError` for
+    paged KV, of the size asked for; none takes memory of the engine's own. expert_loads: see
+    `RankSlice.of`. Raises `ModelError` for
     a checkpoint that is unsupported or inconsistent, `ConfigError` for settings that cannot serve
     it. Sets this process's torch thread count to ``pool.threads``.
     """
@@ -106,22 +114,20 @@ def load_engine(
     torch.set_num_threads(pool.threads)
     device = compute_device()
     dtype = _resolve_dtype(model, device)
-    if pool.kv_dtype not in ("auto", dtype):
-        raise ConfigError(
-            f"kv_dtype is {pool.kv_dtype}; allowed: auto or {dtype}, the model's, so far"
-        )
     checkpoint = open_checkpoint(directory)
     config = ArchitectureConfig.from_hf(checkpoint.config)
-    info = _describe(checkpoint, config, model, dtype)
-    part = RankSlice.of(config, layout, rank)
+    kv_dtype = dtype if pool.kv_dtype == "auto" else pool.kv_dtype
+    info = _describe(checkpoint, config, model, dtype, kv_dtype)
+    part = RankSlice.of(config, layout, rank, expert_loads)
     shard = Shard(part.layers, part.kv_heads)
     size = pool_bytes(info.kv, shard, num_blocks, block_tokens)
     buffer = allocate(size) if allocate is not None and device.type == "cpu" else None
-    memory = TorchKVMemory(info.kv, shard, num_blocks, block_tokens, device, buffer)
+    compute = TORCH_DTYPES[dtype]
+    memory = TorchKVMemory(info.kv, shard, num_blocks, block_tokens, device, buffer, compute)
     groups = comm or Comm.alone()
     with torch.inference_mode():
         forward = _load_model(
-            checkpoint, config, part, model, TORCH_DTYPES[dtype], memory, groups, layout, rank
+            checkpoint, config, part, model, compute, memory, groups, layout, rank
         )
     return TorchEngine(info, layout, rank, memory, forward, pool.threads)
 
@@ -160,7 +166,11 @@ def _resolve_dtype(model: ModelConfig, device: torch.device) -> str:
 
 
 def _describe(
-    checkpoint: Checkpoint, config: ArchitectureConfig, model: ModelConfig, dtype: str
+    checkpoint: Checkpoint,
+    config: ArchitectureConfig,
+    model: ModelConfig,
+    dtype: str,
+    kv_dtype: str,
 ) -> ModelInfo:
     identity = f"{checkpoint.fingerprint}\0{dtype}\0{model.quantization}"
     return ModelInfo(
@@ -171,7 +181,7 @@ def _describe(
         context_tokens=config.context_tokens,
         vocab_size=config.vocab_size,
         eos_ids=_eos_ids(checkpoint, config.vocab_size),
-        kv=config.kv_spec(dtype),
+        kv=config.kv_spec(kv_dtype),
     )
 
 

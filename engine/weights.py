@@ -2,34 +2,31 @@
 
 A tensor is read, sliced, fused, converted and packed before the next one is touched, so that
 loading never holds the model twice. The embedding table is the exception: it stays a view of the
-mapped file, since a step reads a few of its rows only.
+mapped file, since a step reads a few of its rows only. Experts that other ranks keep are not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
 
 import torch
 
 from eastwest.errors import ModelError
 from engine.architecture import ArchitectureConfig
 from engine.comm import Comm
+from engine.experts import ExpertFeedForward, Network, Router
 from engine.kv_memory import LayerKV, TorchKVMemory
+from engine.latent import LatentAttention
 from engine.layers import Attention, DenseFeedForward, FeedForward, GroupedAttention, Layer
-from engine.linear import Linear
+from engine.linear import HeadwiseLinear, Linear
 from engine.norm import RmsNorm
+from engine.placement import Placement
 from engine.rank_slice import RankSlice
+from engine.tensor_reader import ALL, MakeLinear, TensorReader, TensorSource
+from engine.weight_shapes import expected_shapes, expert_names
 
-MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
-
-
-class TensorSource(Protocol):
-    """What loading needs of an `engine.checkpoint.Checkpoint`."""
-
-    def names(self) -> frozenset[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def tensor(self, name: str) -> torch.Tensor: ...
+# DeepSeek's norms of latents have an epsilon of their own, which its config does not tell.
+_LATENT_EPS = 1e-6
 
 
 class WeightLoader:
@@ -47,18 +44,17 @@ class WeightLoader:
         comm: Comm,
     ) -> None:
         self._source = source
+        self._reader = TensorReader(source, dtype, device, make_linear)
         self._config = config
         self._part = part
-        self._dtype = dtype
         self._device = device
-        self._make_linear = make_linear
         self._kv = kv
         self._comm = comm
 
     def check(self) -> None:
         """Raise `ModelError` naming the first tensor that is absent or has a wrong shape."""
         names = self._source.names()
-        for name, expected in self._expected():
+        for name, expected in expected_shapes(self._config, self._part.layers):
             if name not in names:
                 raise ModelError(f"{self._config.name}: the checkpoint has no tensor {name!r}")
             found = self._source.shape(name)
@@ -70,31 +66,41 @@ class WeightLoader:
 
     def layers(self) -> Iterator[Layer]:
         """The rank's layers, one at a time."""
+        moe, latent = self._config.moe, self._config.latent
+        placement = self._placement() if moe is not None else ()
         for index, kv in zip(self._part.layers, self._kv.layers, strict=True):
             prefix = f"model.layers.{index}."
-            yield Layer(self._attention(prefix, kv, index), self._feed_forward(prefix))
+            make_attention = self._grouped_attention if latent is None else self._latent_attention
+            ffn: FeedForward
+            if moe is not None and moe.sparse[index]:
+                ffn = self._experts(prefix, placement)
+            else:
+                ffn = self._dense(prefix)
+            yield Layer(make_attention(prefix, kv, index), ffn)
 
     def norm(self) -> RmsNorm:
-        return self._norm("model.norm.weight")
+        return self._norm("model.norm")
 
     def head(self) -> Linear:
-        name = "model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"
-        vocab = self._part.vocab
-        return self._make_linear(
-            self._ready(self._source.tensor(name)[vocab.start : vocab.stop]), None
-        )
+        name = "model.embed_tokens" if self._config.tied_embeddings else "lm_head"
+        return self._reader.fused([(name, _rows(self._part.vocab), False)])
 
-    def _attention(self, prefix: str, kv: LayerKV, index: int) -> Attention:
+    def _grouped_attention(self, prefix: str, kv: LayerKV, index: int) -> Attention:
         config, part = self._config, self._part
         query = _rows(part.query_heads, config.head_dim)
         rows = _rows(part.kv_heads, config.head_dim)
-        name = f"{prefix}self_attn."
-        qkv = [(f"{name}q_proj", query), (f"{name}k_proj", rows), (f"{name}v_proj", rows)]
+        name, bias = f"{prefix}self_attn.", config.qkv_bias
         return GroupedAttention(
-            self._norm(f"{prefix}input_layernorm.weight"),
-            self._fused(qkv, config.qkv_bias),
+            self._norm(f"{prefix}input_layernorm"),
+            self._reader.fused(
+                [
+                    (f"{name}q_proj", query, bias),
+                    (f"{name}k_proj", rows, bias),
+                    (f"{name}v_proj", rows, bias),
+                ]
+            ),
             self._qk_norm(name) if config.qk_norm else None,
-            self._columns(f"{name}o_proj", query, config.output_bias),
+            self._reader.columns(f"{name}o_proj", query, config.output_bias),
             kv,
             num_heads=len(part.query_heads),
             num_kv_heads=len(part.kv_heads),
@@ -103,80 +109,115 @@ class WeightLoader:
             group=self._comm.tensor,
         )
 
-    def _feed_forward(self, prefix: str) -> FeedForward:
-        config, name = self._config, f"{prefix}mlp."
-        ffn = slice(self._part.ffn.start, self._part.ffn.stop)
-        gate_up = [(f"{name}gate_proj", ffn), (f"{name}up_proj", ffn)]
+    def _latent_attention(self, prefix: str, kv: LayerKV, index: int) -> Attention:
+        config, heads, read = self._config, self._part.query_heads, self._reader
+        latent = config.latent
+        assert latent is not None
+        name, bias = f"{prefix}self_attn.", config.qkv_bias
+        down_key = (f"{name}kv_a_proj_with_mqa", self._turning(latent.rank, range(1)), bias)
+        query_rows = self._turning(latent.plain_dim, heads)
+        if latent.query_rank is None:
+            down = read.fused([(f"{name}q_proj", query_rows, False), down_key])
+            query_norm, query_up = None, None
+        else:
+            down = read.fused([(f"{name}q_a_proj", ALL, bias), down_key])
+            query_norm = read.norm(f"{name}q_a_layernorm", _LATENT_EPS)
+            query_up = read.fused([(f"{name}q_b_proj", query_rows, False)])
+        made = latent.plain_dim + latent.value_dim
+        both = read.tensor(f"{name}kv_b_proj.weight", _rows(heads, made))
+        both = both.view(len(heads), made, latent.rank)
+        return LatentAttention(
+            self._norm(f"{prefix}input_layernorm"),
+            down,
+            query_norm,
+            query_up,
+            read.norm(f"{name}kv_a_layernorm", _LATENT_EPS),
+            HeadwiseLinear(both[:, : latent.plain_dim].contiguous()),
+            HeadwiseLinear(both[:, latent.plain_dim :].transpose(1, 2).contiguous()),
+            read.columns(f"{name}o_proj", _rows(heads, latent.value_dim), config.output_bias),
+            kv,
+            num_heads=len(heads),
+            latent_dim=latent.rank,
+            plain_dim=latent.plain_dim,
+            rope_dim=latent.rope_dim,
+            value_dim=latent.value_dim,
+            scale=config.rope.score_factor * config.head_dim**-0.5,
+            group=self._comm.tensor,
+        )
+
+    def _turning(self, plain: int, heads: range) -> torch.Tensor:
+        """The rows of `heads`, each `plain` and then the rotated ones in the two-halves order."""
+        latent = self._config.latent
+        assert latent is not None
+        turned = torch.arange(latent.rope_dim)
+        if latent.interleaved:
+            turned = turned.view(-1, 2).T.flatten()
+        one = torch.cat([torch.arange(plain), plain + turned])
+        starts = torch.tensor(list(heads)).unsqueeze(1) * len(one)
+        return (starts + one).flatten()
+
+    def _dense(self, prefix: str) -> FeedForward:
+        bias, name, ffn = self._config.mlp_bias, f"{prefix}mlp.", _rows(self._part.ffn)
         return DenseFeedForward(
-            self._norm(f"{prefix}post_attention_layernorm.weight"),
-            self._fused(gate_up, config.mlp_bias),
-            self._columns(f"{name}down_proj", ffn, config.mlp_bias),
+            self._norm(f"{prefix}post_attention_layernorm"),
+            self._reader.fused([(f"{name}gate_proj", ffn, bias), (f"{name}up_proj", ffn, bias)]),
+            self._reader.columns(f"{name}down_proj", ffn, bias),
             self._comm.tensor,
         )
 
-    def _fused(self, parts: list[tuple[str, slice]], has_bias: bool) -> Linear:
-        weight = self._stacked([(f"{name}.weight", rows) for name, rows in parts])
-        bias = self._stacked([(f"{name}.bias", rows) for name, rows in parts]) if has_bias else None
-        return self._make_linear(weight, bias)
-
-    def _columns(self, name: str, columns: slice, has_bias: bool) -> Linear:
-        weight = self._ready(self._source.tensor(f"{name}.weight")[:, columns])
-        # Partial products of the ranks are summed, so one rank alone adds the bias.
-        first = has_bias and columns.start == 0
-        return self._make_linear(
-            weight, self._ready(self._source.tensor(f"{name}.bias")) if first else None
+    def _experts(self, prefix: str, placement: Placement) -> FeedForward:
+        moe, part, names = self._config.moe, self._part, expert_names(self._config)
+        assert moe is not None
+        gate = f"{prefix}{names.block}.gate"
+        correction = None
+        if moe.routing.corrected:
+            name = f"{gate}.e_score_correction_bias"
+            correction = self._reader.tensor(name, dtype=torch.float32)
+        shared = None
+        if moe.shared_ffn_size:
+            shared = self._network(f"{prefix}{names.block}.shared_experts", part.shared_ffn)
+        return ExpertFeedForward(
+            self._norm(f"{prefix}post_attention_layernorm"),
+            Router(
+                self._reader.tensor(f"{gate}.weight", dtype=torch.float32),
+                moe.routing,
+                correction,
+            ),
+            [
+                self._network(f"{prefix}{names.expert(expert)}", part.expert_ffn)
+                for expert in part.experts
+            ],
+            shared,
+            placement,
+            self._comm,
         )
 
-    def _stacked(self, parts: list[tuple[str, slice]]) -> torch.Tensor:
-        return torch.cat([self._ready(self._source.tensor(name)[rows]) for name, rows in parts])
+    def _network(self, name: str, ffn: range) -> Network:
+        names, rows = expert_names(self._config), _rows(ffn)
+        return Network(
+            self._reader.fused(
+                [(f"{name}.{names.gate}", rows, False), (f"{name}.{names.up}", rows, False)]
+            ),
+            self._reader.columns(f"{name}.{names.down}", rows),
+        )
+
+    def _placement(self) -> Placement:
+        """Which experts each member of the group keeps, as the members themselves say."""
+        kept = torch.tensor(self._part.experts, device=self._device)
+        shares = self._comm.experts.all_gather(kept)
+        return tuple(tuple(share.tolist()) for share in shares)
 
     def _qk_norm(self, attention: str) -> RmsNorm:
-        query = self._norm_weight(f"{attention}q_norm.weight")
-        key = self._norm_weight(f"{attention}k_norm.weight")
+        query = self._reader.norm_weight(f"{attention}q_norm")
+        key = self._reader.norm_weight(f"{attention}k_norm")
         queries, keys = len(self._part.query_heads), len(self._part.kv_heads)
         weight = torch.cat([query.expand(queries, -1), key.expand(keys, -1)])
         return RmsNorm(weight, self._config.norm_eps)
 
     def _norm(self, name: str) -> RmsNorm:
-        return RmsNorm(self._norm_weight(name), self._config.norm_eps)
-
-    def _norm_weight(self, name: str) -> torch.Tensor:
-        """A norm's weight times the root of its size; see `engine.norm`."""
-        weight = self._source.tensor(name).float()
-        return self._ready(weight * len(weight) ** 0.5)
-
-    def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
-        # Always a copy: one view that stays would keep the whole file mapped and resident.
-        return tensor.to(self._device, self._dtype, copy=True)
-
-    def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        c = self._config
-        query, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size)
-        yield "model.norm.weight", (c.hidden_size,)
-        if not c.tied_embeddings:
-            yield "lm_head.weight", (c.vocab_size, c.hidden_size)
-        matrices = (
-            ("self_attn.q_proj", query, c.hidden_size, c.qkv_bias),
-            ("self_attn.k_proj", kv, c.hidden_size, c.qkv_bias),
-            ("self_attn.v_proj", kv, c.hidden_size, c.qkv_bias),
-            ("self_attn.o_proj", c.hidden_size, query, c.output_bias),
-            ("mlp.gate_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
-            ("mlp.up_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
-            ("mlp.down_proj", c.hidden_size, c.ffn_size, c.mlp_bias),
-        )
-        norms = [("input_layernorm", c.hidden_size), ("post_attention_layernorm", c.hidden_size)]
-        if c.qk_norm:
-            norms += [("self_attn.q_norm", c.head_dim), ("self_attn.k_norm", c.head_dim)]
-        for index in range(c.num_layers):
-            prefix = f"model.layers.{index}."
-            for name, rows, columns, has_bias in matrices:
-                yield f"{prefix}{name}.weight", (rows, columns)
-                if has_bias:
-                    yield f"{prefix}{name}.bias", (rows,)
-            for name, size in norms:
-                yield f"{prefix}{name}.weight", (size,)
+        return self._reader.norm(name, self._config.norm_eps)
 
 
-def _rows(heads: range, head_dim: int) -> slice:
-    return slice(heads.start * head_dim, heads.stop * head_dim)
+def _rows(parts: range, size: int = 1) -> slice:
+    """The rows of some parts of `size` rows each."""
+    return slice(parts.start * size, parts.stop * size)

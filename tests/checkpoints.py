@@ -11,6 +11,16 @@ import transformers
 VOCAB = 211
 CONTEXT = 512
 
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+    "mscale_all_dim": 0.7, "beta_fast": 16, "beta_slow": 1,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 36, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 20, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 # What differs from the sizes that all share. Odd groups, head dims that the hidden size does not
 # imply, biases, windows: one architecture each, so that nothing holds by coincidence.
 _SPECIFIC: dict[str, dict[str, Any]] = {
@@ -19,15 +29,28 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 20,
               "max_window_layers": 1},
     "qwen3": {"num_key_value_heads": 1, "head_dim": 24},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 40,
+                "intermediate_size": 48},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+                  "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "deepseek_v2": {**_LATENT, "q_lora_rank": None, "n_shared_experts": 2, "n_group": 4,
+                    "topk_group": 2, "topk_method": "group_limited_greedy",
+                    "routed_scaling_factor": 1.5},
+    "deepseek_v3": {**_LATENT, "q_lora_rank": 28, "n_shared_experts": 1, "n_group": 4,
+                    "topk_group": 2, "rope_parameters": YARN},
 }  # fmt: skip
 ARCHITECTURES = tuple(_SPECIFIC)
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 
 
 def tiny_checkpoint(architecture: str, directory: Path, seed: int = 0, **overrides: Any) -> Path:
     """Write a random model of `architecture` (one of `ARCHITECTURES`) as safetensors.
 
-    `overrides` are fields of its config. Weights are large enough for attention and all biases
-    to matter, so that a wrong mask or a lost bias changes tokens. There is no tokenizer.
+    `overrides` are fields of its config. Weights are large enough for attention, routing and all
+    biases to matter, so that a wrong mask or a lost bias changes tokens. There is no tokenizer.
+
+    Where two experts' scores are equal to the last bits, the order of a sum could choose between
+    them; weights of this size leave them apart by far more than float32 errs.
     """
     fields = {
         "vocab_size": VOCAB,
@@ -49,5 +72,8 @@ def tiny_checkpoint(architecture: str, directory: Path, seed: int = 0, **overrid
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.2 * torch.randn_like(buffer))
     model.save_pretrained(directory)
     return directory

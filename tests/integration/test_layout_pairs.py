@@ -14,7 +14,7 @@ from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.testing.engine import SPEC, expected_output, simulated_group
 from eastwest.types import Role, SamplingParams
 from kv_store.memory_store import MemoryBlockStore
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import EXPERTS, tiny_checkpoint
 from tests.engine_ranks import load_ranks
 from tests.integration.test_oracle import greedy
 from tests.integration.test_serving import a_prompt
@@ -121,15 +121,29 @@ REAL = [
         (sizes(tp=2, pp=2), sizes(dp=2)),
         (sizes(tp=4), sizes(tp=2, pp=2)),
     ]
+] + [
+    (architecture, prefill, decode)
+    for architecture, prefill, decode in [
+        ("mixtral", sizes(tp=2, ep=2), sizes(dp=2, ep=2)),
+        ("mixtral", sizes(pp=2), sizes(tp=4, ep=2)),
+        ("qwen3_moe", sizes(tp=4, ep=4), sizes(tp=2, pp=2, ep=2)),
+        ("qwen3_moe", sizes(tp=2), sizes(tp=2, dp=2, ep=4)),
+        ("deepseek_v2", sizes(tp=2, ep=2), sizes(pp=3)),
+        ("deepseek_v2", sizes(), sizes(tp=4, ep=4)),
+        ("deepseek_v3", sizes(tp=4, ep=2), sizes(dp=2, ep=2)),
+        ("deepseek_v3", sizes(dp=2, ep=2), sizes(tp=2, pp=2, ep=2)),
+    ]
 ]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    fields = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    dense = {"num_attention_heads": 4, "num_key_value_heads": 2}
     return {
-        name: tiny_checkpoint(name, tmp_path_factory.mktemp(f"pairs-{name}"), **fields)
-        for name in ("llama", "qwen3")
+        name: tiny_checkpoint(
+            name, tmp_path_factory.mktemp(f"pairs-{name}"), vocab_size=512, **fields
+        )
+        for name, fields in (("llama", dense), ("qwen3", dense), *((e, {}) for e in EXPERTS))
     }
 
 

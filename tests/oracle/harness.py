@@ -21,9 +21,12 @@ GREEDY = SamplingParams(temperature=0.0)
 BLOCK = 8
 
 
-def engine_of(directory: Path, dtype: str = "float32", quantization: str = "none") -> TorchEngine:
+def engine_of(
+    directory: Path, dtype: str = "float32", quantization: str = "none", kv_dtype: str = "auto"
+) -> TorchEngine:
     model = ModelConfig.model_validate({"dtype": dtype, "quantization": quantization})
-    return load_engine(directory, model, PoolConfig(kv_tokens=2048), KVConfig(block_tokens=BLOCK))
+    pool = PoolConfig.model_validate({"kv_tokens": 2048, "kv_dtype": kv_dtype})
+    return load_engine(directory, model, pool, KVConfig(block_tokens=BLOCK))
 
 
 def a_prompt(length: int, seed: int = 0) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 
 from eastwest.ports import SampleInput, StepRow
 from eastwest.types import LOGPROBS_MAX, SamplingParams
-from tests.checkpoints import ARCHITECTURES, tiny_checkpoint
+from tests.checkpoints import ARCHITECTURES, YARN, tiny_checkpoint
 from tests.oracle.harness import Oracle, a_prompt, blocks_at, engine_of
 
 LLAMA3 = {
@@ -29,15 +29,46 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 with a window": (
         "qwen3", {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 0}
     ),
+    "qwen3 with yarn": ("qwen3", {"rope_parameters": YARN}),
+    "mixtral without a window": ("mixtral", {"sliding_window": None, "num_experts_per_tok": 1}),
+    "qwen3_moe with every second layer dense": (
+        "qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": [], "norm_topk_prob": False}
+    ),
+    "qwen3_moe with biases and a window": (
+        "qwen3_moe", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 21}
+    ),
+    "deepseek_v2 greedy with a query latent, yarn and biases": (
+        "deepseek_v2", {"topk_method": "greedy", "q_lora_rank": 20, "rope_parameters": YARN,
+                        "first_k_dense_replace": 0, "attention_bias": True}
+    ),
+    "deepseek_v2 with another scale of yarn": (
+        "deepseek_v2", {"rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}}
+    ),
+    "deepseek_v3 without a query latent or groups": (
+        "deepseek_v3", {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 3}
+    ),
+    "deepseek_v3 all dense, halves not interleaved, biases": (
+        "deepseek_v3", {"first_k_dense_replace": 3, "rope_interleave": False,
+                        "attention_bias": True}
+    ),
+    "deepseek_v3 not renormalised": (
+        "deepseek_v3", {"norm_topk_prob": False, "routed_scaling_factor": 0.7,
+                        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4,
+                                            "factor": 2.0}}
+    ),
 }  # fmt: skip
 PARAMS = SamplingParams(temperature=0.0, logprobs=LOGPROBS_MAX)
 
 
 def largest_difference(
-    directory: Path, dtype: str, oracle: Oracle, quantization: str = "none"
+    directory: Path,
+    dtype: str,
+    oracle: Oracle,
+    quantization: str = "none",
+    kv_dtype: str = "auto",
 ) -> float:
     """Between the most likely log-probabilities of every third position of a prompt."""
-    engine, prompt = engine_of(directory, dtype, quantization), a_prompt(90)
+    engine, prompt = engine_of(directory, dtype, quantization, kv_dtype), a_prompt(90)
     truth = oracle.logits(prompt).log_softmax(-1)
     worst = 0.0
     for end in range(1, len(prompt) + 1, 3):
@@ -75,3 +106,30 @@ def test_bfloat16_is_as_near_to_float32_as_the_oracles_own_bfloat16(
 def test_int8_weights_stay_near_the_exact_ones(dtype: str, tmp_path: Path) -> None:
     directory = tiny_checkpoint("llama", tmp_path, initializer_range=0.05)
     assert largest_difference(directory, dtype, Oracle(directory), "int8") < 0.15
+
+
+# The most that log-probabilities may move, by KV dtype. Where there are experts, a router that is
+# nearly undecided may choose another one, and then no bound holds; so these have none.
+KV_TOLERANCE = {"bfloat16": 0.01, "int8": 0.03, "float8_e4m3": 0.1}
+KV_VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {}, "qwen3": {}, "deepseek_v3": {"first_k_dense_replace": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kv_dtype", KV_TOLERANCE)
+@pytest.mark.parametrize("architecture", KV_VARIANTS)
+def test_narrower_kv_stays_near_the_exact_one(
+    architecture: str, kv_dtype: str, tmp_path: Path
+) -> None:
+    overrides = KV_VARIANTS[architecture]
+    directory = tiny_checkpoint(architecture, tmp_path, initializer_range=0.05, **overrides)
+    difference = largest_difference(directory, "float32", Oracle(directory), kv_dtype=kv_dtype)
+    assert 1e-5 < difference < KV_TOLERANCE[kv_dtype]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "deepseek_v2"])
+def test_wider_kv_than_the_activations_changes_nothing(architecture: str, tmp_path: Path) -> None:
+    directory = tiny_checkpoint(architecture, tmp_path)
+    oracle = Oracle(directory)
+    plain = largest_difference(directory, "bfloat16", oracle)
+    assert largest_difference(directory, "bfloat16", oracle, kv_dtype="float32") == plain

@@ -67,6 +67,13 @@ def test_panels_divide_the_matrix(rows: int, width: int) -> None:
     assert panel_width(rows) == width
 
 
+@pytest.mark.parametrize("columns", [1, 8, 20, 24, 40])
+def test_int8_takes_any_number_of_columns(columns: int) -> None:
+    weight, x = torch.randn(24, columns), torch.randn(3, columns)
+    expected = x @ weight.T
+    assert float((Int8Linear(weight, None)(x) - expected).abs().max()) < 0.05 * columns**0.5
+
+
 def test_int8_is_within_half_a_step_and_rows_of_zeros_stay_zero() -> None:
     weight = torch.randn(16, 40, generator=torch.Generator().manual_seed(2))
     weight[3] = 0
