@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -9,13 +10,19 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
+import psutil
 import ray
 
 from eastwest.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "eastwest"
+# Starts of a local cluster that are tried.
+STARTS_MAX = 3
 
 # Ray reads these when it is imported or started; workers inherit them.
 _ENVIRONMENT = {
@@ -49,17 +56,7 @@ class Cluster:
             if address is not None:
                 ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
                 return
-            # Short: paths of Unix sockets below it have little more than 100 bytes.
-            self._directory = Path(tempfile.mkdtemp(prefix="eastwest-ray-"))
-            ray.init(
-                num_cpus=cpus,
-                namespace=NAMESPACE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(self._directory),
-            )
+            self._start(cpus)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             self.close()
             where = address or "a local cluster"
@@ -70,9 +67,56 @@ class Cluster:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
 
+    def _start(self, cpus: int) -> None:
+        """A local cluster. One of Ray's processes now and then dies as it starts, or is too slow
+        on a busy machine: then everything is begun again, a few times."""
+        for attempt in range(1, STARTS_MAX + 1):
+            # Short: paths of Unix sockets below it have little more than 100 bytes.
+            self._directory = Path(tempfile.mkdtemp(prefix="eastwest-ray-"))
+            try:
+                ray.init(
+                    num_cpus=cpus,
+                    namespace=NAMESPACE,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(self._directory),
+                )
+                return
+            except Exception as error:  # noqa: BLE001 - Ray raises nothing narrower
+                log.warning("Ray did not start (%d of %d): %s", attempt, STARTS_MAX, error)
+                reason = str(error)
+            _end_processes_of(self._directory)
+            self.close()
+        raise RuntimeError(reason)
+
     def close(self) -> None:
         """Disconnect; a local cluster ends and its files go. Idempotent."""
         ray.shutdown()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+
+def _end_processes_of(directory: Path) -> None:
+    """End what a start that failed has left running, and let Ray forget it."""
+    left = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if str(directory) in " ".join(_command_of(process))
+    ]
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left)
+    with warnings.catch_warnings():
+        # Ray's handles of processes that it has not waited for.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it has ended

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from deploy.launch import Deployment
 from eastwest.client import AsyncClient
@@ -108,3 +111,32 @@ class _Nobody:
 
     async def remove_worker(self, worker_id: str) -> None:
         pass
+
+
+def test_a_cluster_whose_first_start_fails_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started, real = [], ray.init
+
+    def init(**settings: Any) -> object:
+        started.append(Path(settings["_temp_dir"]))
+        if len(started) == 1:
+            # As Ray does where one of its processes does not come up.
+            raise Exception("The current node timed out during startup")
+        return real(**settings)
+
+    monkeypatch.setattr(ray, "init", init)
+    cluster = Cluster(None, cpus=1)
+    assert ray.cluster_resources()["CPU"] == 1  # type: ignore[no-untyped-call]
+    cluster.close()
+    assert len(started) == 2
+    assert not any(directory.exists() for directory in started)
+
+
+def test_a_cluster_that_never_starts_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> object:
+        raise Exception("no raylet")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match=r"reach Ray \(a local cluster\): no raylet"):
+        Cluster(None, cpus=1)
