@@ -28,6 +28,7 @@ _WITH_ATTENTION_BIAS = (
 _WINDOW = 4096  # what transformers assumes where sliding_window is not written
 _QWEN3_HEAD_DIM = 128  # likewise for head_dim, which Qwen3 does not derive
 _MIXTRAL_THETA = 1e6  # likewise for rope_theta, which is 1e4 elsewhere
+_MIXTRAL_EPS = 1e-5  # likewise for rms_norm_eps, which is 1e-6 elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,9 @@ class ArchitectureConfig:
             head_dim=_head_dim(read, name, hidden, heads, latent),
             vocab_size=read.count("vocab_size"),
             context_tokens=read.count("max_position_embeddings"),
-            norm_eps=read.positive("rms_norm_eps", 1e-6),
+            norm_eps=read.positive(
+                "rms_norm_eps", _MIXTRAL_EPS if name == "MixtralForCausalLM" else 1e-6
+            ),
             rope_theta=theta,
             rope=rope,
             windows=_windows(read, name, num_layers),

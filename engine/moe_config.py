@@ -67,7 +67,8 @@ def read_moe(read: HfFields, name: str, num_layers: int) -> MoeConfig | None:
     if name in ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"):
         experts = read.count("n_routed_experts")
         size = read.count("moe_intermediate_size")
-        shared = read.count("n_shared_experts", 0, at_least=0)
+        # Not assumed where it is not written: readers of these configs assume different numbers.
+        shared = 0 if read.null("n_shared_experts") else read.count("n_shared_experts", at_least=0)
         route = _deepseek_v2 if name == "DeepseekV2ForCausalLM" else _deepseek_v3
         first = read.count("first_k_dense_replace", 0, at_least=0)
         step = read.count("moe_layer_freq", 1)

@@ -44,8 +44,11 @@ def read_rope(read: HfFields, default_theta: float) -> tuple[float, RopeScaling]
     if kind == "default":
         return theta, RopeScaling()
     if kind == "linear":
-        return theta, RopeScaling("linear", fields.positive("factor"))
-    original = fields.count(
+        factor = fields.positive("factor")
+        return theta, RopeScaling("linear", factor, score_factor=_score_factor(fields, factor))
+    # The model's own field, where there is one, goes before that of the rope.
+    of_model = "original_max_position_embeddings" in read.given
+    original = (read if of_model else fields).count(
         "original_max_position_embeddings", read.count("max_position_embeddings")
     )
     read_kind = _llama3 if kind == "llama3" else _yarn
@@ -53,12 +56,14 @@ def read_rope(read: HfFields, default_theta: float) -> tuple[float, RopeScaling]
 
 
 def _llama3(fields: HfFields, original: int) -> RopeScaling:
+    factor = fields.positive("factor")
     scaling = RopeScaling(
         "llama3",
-        fields.positive("factor"),
+        factor,
         fields.positive("low_freq_factor"),
         fields.positive("high_freq_factor"),
         original,
+        score_factor=_score_factor(fields, factor),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise fields.error("high_freq_factor", f"above {scaling.low_freq_factor}")
@@ -78,11 +83,16 @@ def _yarn(fields: HfFields, original: int) -> RopeScaling:
         beta_fast=fields.positive("beta_fast", 32.0),
         beta_slow=fields.positive("beta_slow", 1.0),
         amplitude=fields.positive("attention_factor", implied or _mscale(factor, 1.0)),
-        score_factor=_mscale(factor, whole) ** 2,
+        score_factor=_score_factor(fields, factor),
     )
     if scaling.beta_fast <= scaling.beta_slow:
         raise fields.error("beta_fast", f"above {scaling.beta_slow}")
     return scaling
+
+
+def _score_factor(fields: HfFields, factor: float) -> float:
+    """Scores of latent attention grow with every kind of stretching, not with yarn alone."""
+    return _mscale(factor, fields.number("mscale_all_dim", 0.0)) ** 2
 
 
 def _mscale(factor: float, weight: float) -> float:

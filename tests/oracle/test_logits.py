@@ -51,6 +51,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3", {"first_k_dense_replace": 3, "rope_interleave": False,
                         "attention_bias": True}
     ),
+    "deepseek_v2 with linear rope that scales scores": (
+        "deepseek_v2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4,
+                                            "factor": 4.0, "mscale_all_dim": 1.0}}
+    ),
+    "deepseek_v3 with llama3 rope that scales scores": (
+        "deepseek_v3", {"rope_parameters": {**LLAMA3, "mscale_all_dim": 1.0}}
+    ),
     "deepseek_v3 not renormalised": (
         "deepseek_v3", {"norm_topk_prob": False, "routed_scaling_factor": 0.7,
                         "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4,

@@ -120,7 +120,7 @@ QWEN3_MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_ex
 DEEPSEEK = {
     "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
     "v_head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-    "n_group": 4, "topk_group": 2,
+    "n_group": 4, "topk_group": 2, "n_shared_experts": 1,
 }  # fmt: skip
 V2 = {"architectures": ["DeepseekV2ForCausalLM"], **DEEPSEEK}
 V3 = {"architectures": ["DeepseekV3ForCausalLM"], **DEEPSEEK, "routed_scaling_factor": 2.5}
@@ -142,7 +142,7 @@ def test_layers_have_experts_where_each_architecture_says() -> None:
 
 def test_experts_have_the_sizes_that_their_fields_say() -> None:
     mixtral, qwen, deepseek = read(**MIXTRAL).moe, read(**QWEN3_MOE).moe, read(
-        **V3, n_shared_experts=2
+        **{**V3, "n_shared_experts": 2}
     ).moe  # fmt: skip
     assert mixtral is not None
     assert qwen is not None
@@ -203,3 +203,25 @@ def test_what_cannot_be_computed_of_a_mixture_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         read(**overrides)
+
+
+def test_shared_experts_are_never_assumed() -> None:
+    without = {key: value for key, value in V3.items() if key != "n_shared_experts"}
+    with pytest.raises(ModelError, match="n_shared_experts is 'absent'; allowed: an integer from"):
+        read(**without)
+    none = read(**without, n_shared_experts=None).moe
+    assert none is not None
+    assert none.shared_ffn_size == 0
+
+
+def test_absent_norm_epsilons_are_those_that_transformers_assumes() -> None:
+    absent = {"rms_norm_eps": None}
+    assert read(**MIXTRAL, **absent).norm_eps == 1e-5
+    assert read(**QWEN3_MOE, **absent).norm_eps == read(**V3, **absent).norm_eps == 1e-6
+
+
+def test_the_models_own_original_context_goes_before_that_of_the_rope() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert read(rope_scaling=yarn).rope.original_context == 128
+    both = read(rope_scaling=yarn, original_max_position_embeddings=64)
+    assert both.rope.original_context == 64
