@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eastwest.errors import ModelError
+from eastwest.hf_fields import HfFields
 from eastwest.layout import KVSpec
-from engine.hf_fields import HfFields
 from engine.moe_config import MoeConfig, read_moe
 from engine.rope_config import RopeScaling, read_rope
 

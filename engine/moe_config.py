@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from engine.hf_fields import HfFields
+from eastwest.hf_fields import HfFields
 
 
 class Scoring(enum.StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.hf_fields import HfFields
+from eastwest.hf_fields import HfFields
 
 _KINDS = ("default", "linear", "llama3", "yarn")
 
