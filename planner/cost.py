@@ -237,19 +237,17 @@ class CostModel:
         """Dispatch and combine among all expert-parallel ranks, of tokens split over tp.
 
         A token goes once to each rank that has some of its experts: ``ep (1 - (1 - 1/ep)^k)``
-        ranks of which one is its own; in 8 bits on the way there, in 16 back.
+        ranks of which one may be its own; in 8 bits on the way there, in 16 back.
         """
         experts = self.model.experts
         assert experts is not None
-        ep = self.layout.ep
-        ranks = ep * (1 - (1 - 1 / ep) ** experts.top_k) * (1 - 1 / ep)
-        sent = tokens / self.layout.tp * ranks * self.model.hidden
+        ep, group = self.layout.ep, self.layout.tp * self.layout.dp
+        copies = ep * (1 - (1 - 1 / ep) ** experts.top_k) * (1 - 1 / ep)
         hot = self._hot(tokens * self.layout.dp * experts.top_k)
+        elements = tokens / self.layout.tp * self.model.hidden * hot
         there = 1 if bytes_of(self.precision.experts) <= 1 else 2
-        group = self.layout.tp * self.layout.dp
-        return self.network.all_to_all(sent * there * hot, group) + self.network.all_to_all(
-            sent * 2 * hot, group
-        )
+        back = self.network.all_to_all(elements * 2, copies, group)
+        return self.network.all_to_all(elements * there, copies, group) + back
 
     def _hand_over(self, tokens: float) -> Part:
         """From stage to stage, each tensor rank its share."""

@@ -31,13 +31,17 @@ class Network:
         """So that each rank has all `size` bytes: ``(n-1)/n`` of them over each link."""
         return self._reduce(size, ranks, 1.0)
 
-    def all_to_all(self, size: float, ranks: int) -> float:
-        """Where each rank sends `size` bytes, evenly to all others."""
+    def all_to_all(self, size: float, copies: float, ranks: int) -> float:
+        """Where each rank sends `size` bytes of tokens, each token to `copies` other ranks at
+        random: once to each rank inside its domain, and once to each other domain that has any of
+        them, where it is passed on."""
         if ranks <= 1:
             return 0.0
-        outside = max(0.0, 1 - self._domain / ranks)
-        over_up = size * (1 - outside) / self._up
-        return self._latency(ranks) + max(over_up, size * outside / self._out)
+        domains = math.ceil(ranks / self._domain)
+        if domains == 1:
+            return self._latency(ranks) + size * copies / self._up
+        elsewhere = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+        return self._latency(ranks) + max(size * copies / self._up, size * elsewhere / self._out)
 
     def send(self, size: float, span: int) -> float:
         """From one rank to the next, of `span` ranks in a row."""

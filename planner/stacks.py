@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eastwest.errors import ConfigError
 from planner.nearest import nearest
 
-DEFAULT_STACK = "vllm"
+DEFAULT_STACK = "tuned"
 
 
 class Stack(BaseModel):
