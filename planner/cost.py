@@ -74,6 +74,22 @@ class StepCost:
         return sum(part.seconds for part in self.parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """Weights that tokens are multiplied with: seconds of arithmetic a token, of reading the
+    weights once, and of what a token moves."""
+
+    name: str
+    compute_s: float
+    read_s: float
+    moved_s: float
+
+    def times(self, tokens: float) -> Part:
+        compute = tokens * self.compute_s
+        memory = self.read_s + tokens * self.moved_s if tokens else 0.0
+        return Part(self.name, compute, memory, 0.0, 0.0, max(compute, memory))
+
+
 class CostModel:
     """Step times of one replica of `model`, spread by `layout` over devices of one kind."""
 
@@ -96,6 +112,8 @@ class CostModel:
         self.skew = skew
         self.network = Network(device, stack)
         self._layers = math.ceil(model.layers / layout.pp)
+        self._windows = model.window_groups()
+        self._weights = self._matrices()
 
     def step(self, rows: Sequence[Row]) -> StepCost:
         """All rows as one micro-batch through every stage.
@@ -110,9 +128,9 @@ class CostModel:
         layers, sparse = model.layers, model.sparse_layers
         dense = layers - sparse
         per_layer = [
-            (self._projections(tokens), layers),
+            (self._weights["projections"].times(tokens), layers),
             (self._attention(rows), 1),
-            (self._dense_ffn(tokens), dense),
+            (self._weights["ffn"].times(tokens), dense),
             *((part, sparse) for part in self._experts(tokens)),
             (self._collectives(tokens), layers),
         ]
@@ -124,20 +142,30 @@ class CostModel:
         if layout.pp > 1:
             parts.append(self._hand_over(tokens))
         prompts = sum(row.count for row in rows if row.new > 1) / layout.dp
-        end = [self._head(sampled), self._step(sequences, prompts)]
+        end = [self._weights["head"].times(sampled), self._step(sequences, prompts)]
         return StepCost((*parts, *end), interval + sum(part.seconds for part in end))
 
     # Parts. Each is of one layer, on the busiest rank.
 
-    def _projections(self, tokens: float) -> Part:
-        params = attention_params_of_rank(self.model, self.layout.tp)
-        return self._matmul("projections", tokens, params, self.precision.attention)
-
-    def _dense_ffn(self, tokens: float) -> Part | None:
-        if self.model.sparse_layers == self.model.layers:
-            return None
-        params = self.model.dense_ffn_params / self.layout.tp
-        return self._matmul("ffn", tokens, params, self.precision.ffn)
+    def _matrices(self) -> dict[str, _Matrix]:
+        """Dense weights of one layer, and the head, as one rank has them."""
+        model, tp, precision = self.model, self.layout.tp, self.precision
+        params = {
+            "projections": (attention_params_of_rank(model, tp), precision.attention),
+            "ffn": (model.dense_ffn_params / tp, precision.ffn),
+            "shared experts": (model.shared_params / tp + model.router_params, precision.ffn),
+            "head": (model.head_params / tp, precision.head),
+        }
+        return {
+            name: _Matrix(
+                name,
+                2 * size / (self._rate("matmul", dtype) * self.stack.matmul),
+                size * bytes_of(dtype) / self._stream(dtype),
+                # About what goes in and comes out of a token, in 16 bits.
+                size**0.5 * 2 * 2 / self.device.memory.bytes_per_s,
+            )
+            for name, (size, dtype) in params.items()
+        }
 
     def _experts(self, tokens: float) -> list[Part]:
         """Shared experts and router, then the routed ones."""
@@ -145,8 +173,7 @@ class CostModel:
         experts = model.experts
         if experts is None:
             return []
-        shared = model.shared_params / layout.tp + model.router_params
-        parts = [self._matmul("shared experts", tokens, shared, self.precision.ffn)]
+        parts = [self._weights["shared experts"].times(tokens)]
         everyone = tokens * layout.dp if layout.ep > 1 else tokens
         ranks = layout.tp * layout.dp if layout.ep > 1 else layout.tp
         hot = self._hot(everyone * experts.top_k)
@@ -187,7 +214,7 @@ class CostModel:
             prompt = row.new > 1
             dims = model.prefill_attended_dims if prompt else model.attended_dims
             rate = prompt_rate if prompt else decode_rate
-            for window, layers in model.window_groups():
+            for window, layers in self._windows:
                 pairs, read = attended(row.new, row.past, window)
                 if model.indexer is not None:
                     pairs, read = self._sparse(row, pairs, read)
@@ -256,23 +283,12 @@ class CostModel:
         seconds = stages * self.network.send(wide, self.layout.tp * self.layout.pp)
         return Part("stages", 0.0, 0.0, seconds, 0.0, seconds)
 
-    def _head(self, sampled: float) -> Part:
-        params = self.model.head_params / self.layout.tp
-        return self._matmul("head", sampled, params, self.precision.head)
-
     def _step(self, sequences: float, prompts: float) -> Part:
         stack = self.stack
         fixed = stack.step_s + stack.sequence_s * sequences + stack.prompt_s * prompts
         return Part("step", 0.0, 0.0, 0.0, fixed, fixed)
 
     # Rates.
-
-    def _matmul(self, name: str, tokens: float, params: float, dtype: str) -> Part:
-        compute = 2 * tokens * params / (self._rate("matmul", dtype) * self.stack.matmul)
-        moved = tokens * params**0.5 * 2 * 2  # about what goes in and comes out, in 16 bits
-        read = params * bytes_of(dtype) if tokens else 0.0
-        memory = read / self._stream(dtype) + moved / self.device.memory.bytes_per_s
-        return Part(name, compute, memory, 0.0, 0.0, max(compute, memory))
 
     def _rate(self, kind: str, dtype: str) -> float:
         """FLOP/s that are reached."""

@@ -40,7 +40,7 @@ class Network:
         domains = math.ceil(ranks / self._domain)
         if domains == 1:
             return self._latency(ranks) + size * copies / self._up
-        elsewhere = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+        elsewhere = (domains - 1) * (1 - math.pow(1 - 1 / domains, copies))
         return self._latency(ranks) + max(size * copies / self._up, size * elsewhere / self._out)
 
     def send(self, size: float, span: int) -> float:

@@ -1,0 +1,217 @@
+"""The search over layouts and splits: for each way of serving, what serves the most requests within
+both targets.
+
+A replica of each layout is evaluated once; a split is then a few look-ups. Pools are matched by
+rate: the lesser of what each can serve is what they serve together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from statistics import NormalDist
+
+from eastwest.layout import ParallelLayout
+from planner.cost import CostModel
+from planner.hardware import Device
+from planner.layouts import candidates
+from planner.links import Links
+from planner.model_shape import ModelShape
+from planner.pairing import Matching, Pairing
+from planner.precision import Precision
+from planner.replicas import MixedReplica, Operating, PromptReplica
+from planner.split import Mode, Pool, Split, Targets
+from planner.stacks import Stack
+from planner.workload import RequestClass, Workload
+
+PROMPT_CHUNK_TOKENS = 16384
+MIXED_CHUNKS = (1024, 4096, 16384)
+_LOCAL_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+class Search:
+    """One model on `devices` devices of one kind, under one workload and its targets."""
+
+    def __init__(
+        self,
+        model: ModelShape,
+        device: Device,
+        precision: Precision,
+        stack: Stack,
+        devices: int,
+        workload: Workload,
+        targets: Targets,
+        skew: float = 1.0,
+    ) -> None:
+        """skew: see `CostModel`."""
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.stack = stack
+        self.devices = devices
+        self.workload = workload
+        self.targets = targets
+        self.skew = skew
+        self.links = Links(model, precision, device, devices)
+        self._found: dict[tuple[Mode, float], Split | None] = {}
+        self._remote: dict[tuple[ParallelLayout, float], list[PromptReplica]] = {}
+        self._local: dict[tuple[ParallelLayout, float], list[MixedReplica]] = {}
+
+    @cached_property
+    def layouts(self) -> tuple[ParallelLayout, ...]:
+        """Those that fit the model and the memory."""
+        need = self.workload.longest
+        return tuple(candidates(self.model, self.precision, self.device, self.devices, need))
+
+    def best(self, mode: Mode, tpot_s: float | None = None) -> Split | None:
+        """The split of the highest rate; None where none meets the targets. tpot_s: instead of
+        that of the targets."""
+        tpot = self.targets.tpot_s if tpot_s is None else tpot_s
+        if (mode, tpot) not in self._found:
+            find = {
+                Mode.AGGREGATED: self._aggregated,
+                Mode.DISAGGREGATED: self._disaggregated,
+                Mode.CONDITIONAL: self._conditional,
+            }[mode]
+            self._found[mode, tpot] = find(tpot)
+        return self._found[mode, tpot]
+
+    def frontier(self, mode: Mode, tpots_s: Sequence[float]) -> list[Split]:
+        """The best split at each time per token, without those that another beats in both
+        tokens/s/user and tokens/s/device; fastest for the user first."""
+        found = [s for s in (self.best(mode, tpot) for tpot in tpots_s) if s is not None]
+        kept: list[Split] = []
+        for split in sorted(found, key=lambda s: -s.tokens_per_s_per_user):
+            if not kept or split.tokens_per_s_per_device > kept[-1].tokens_per_s_per_device:
+                kept.append(split)
+        return kept
+
+    def fastest(self) -> tuple[float, float]:
+        """``(ttft_s, tpot_s)``: the best that any layout reaches at all, each by itself, for a
+        deployment that is all but idle."""
+        ttft = min(p.ttft(0.0, self.targets.percentile, 1, 1.0) for p in self._prompts)
+        tpot = min(d.curve[0].tpot_s for d in self._decodes if d.curve)
+        return ttft, tpot
+
+    def _aggregated(self, tpot_s: float) -> Split | None:
+        found = [
+            (self.devices // replica.devices * point.rate, replica, point)
+            for replica, point in self._points(self._mixtures, tpot_s)
+        ]
+        if not found:
+            return None
+        _, replica, near = max(found, key=lambda f: f[0])
+        point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
+        count = self.devices // replica.devices
+        layout, chunk = replica.cost.layout, replica.chunk_tokens
+        pool = Pool("aggregated", layout, count, chunk, point.batch, 1.0)
+        return Split(
+            Mode.AGGREGATED, (pool,), count * point.rate, point.ttft_s, point.tpot_s,
+            point.tpot_mean_s, self.workload.osl, "engine",
+        )  # fmt: skip
+
+    def _disaggregated(self, tpot_s: float) -> Split | None:
+        matching = Matching(self.workload, self.targets, self.links, self.devices)
+        pairing = self._matched(matching, self._prompts, self._decodes, tpot_s)
+        return None if pairing is None else matching.settle(Mode.DISAGGREGATED, pairing)
+
+    def _conditional(self, tpot_s: float) -> Split | None:
+        """The layouts of the best disaggregated pair, with a share of the shortest prompts kept
+        where they decode."""
+        pure = self.best(Mode.DISAGGREGATED, tpot_s)
+        if pure is None:
+            return None
+        prompt_layout, decode_layout = (pool.layout for pool in pure.pools)
+        by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
+        best: Split | None = None
+        for share in _LOCAL_SHARES:
+            local, remote = cut(by_length, share)
+            if not local or not remote:
+                continue
+            moved = sum(c.share for c in remote)
+            matching = Matching(self.workload, self.targets, self.links, self.devices, moved)
+            prompts, mixed = self._kept(prompt_layout, decode_layout, share, local, remote)
+            pairing = self._matched(matching, prompts, mixed, tpot_s)
+            if pairing is not None and (best is None or pairing.rate > best.rate):
+                best = matching.settle(Mode.CONDITIONAL, pairing, local[-1].fresh)
+        return best
+
+    def _matched(
+        self,
+        matching: Matching,
+        prompts: Sequence[PromptReplica],
+        decodes: Sequence[MixedReplica],
+        tpot_s: float,
+    ) -> Pairing | None:
+        """The best pair by interpolated points, and then by the computed ones of its replicas."""
+        near = matching.best(prompts, self._points(decodes, tpot_s))
+        if near is None:
+            return None
+        point = near.decode.sharpened(near.point, self.targets.ttft_s, tpot_s)
+        return matching.best([near.prompt], [(near.decode, point)])
+
+    def _kept(
+        self,
+        prompt_layout: ParallelLayout,
+        decode_layout: ParallelLayout,
+        share: float,
+        local: Sequence[RequestClass],
+        remote: Sequence[RequestClass],
+    ) -> tuple[list[PromptReplica], list[MixedReplica]]:
+        """Replicas for prompts cut at `share`, evaluated once."""
+        first, second = (prompt_layout, share), (decode_layout, share)
+        if first not in self._remote:
+            cost = self._cost(prompt_layout)
+            self._remote[first] = [PromptReplica(cost, remote, PROMPT_CHUNK_TOKENS)]
+        if second not in self._local:
+            chunked = [self._mixed(decode_layout, local, chunk) for chunk in MIXED_CHUNKS]
+            self._local[second] = chunked
+        return self._remote[first], self._local[second]
+
+    def _points(
+        self, replicas: Iterable[MixedReplica], tpot_s: float
+    ) -> list[tuple[MixedReplica, Operating]]:
+        points = ((r, r.best_within(self.targets.ttft_s, tpot_s)) for r in replicas)
+        return [(replica, point) for replica, point in points if point is not None]
+
+    @cached_property
+    def _prompts(self) -> list[PromptReplica]:
+        classes = self.workload.classes
+        return [
+            PromptReplica(self._cost(layout), classes, PROMPT_CHUNK_TOKENS)
+            for layout in self.layouts
+        ]
+
+    @cached_property
+    def _decodes(self) -> list[MixedReplica]:
+        return [self._mixed(layout, (), PROMPT_CHUNK_TOKENS) for layout in self.layouts]
+
+    @cached_property
+    def _mixtures(self) -> list[MixedReplica]:
+        classes = self.workload.classes
+        return [self._mixed(layout, classes, c) for layout in self.layouts for c in MIXED_CHUNKS]
+
+    def _mixed(
+        self, layout: ParallelLayout, prompts: Sequence[RequestClass], chunk_tokens: int
+    ) -> MixedReplica:
+        percentile = self.targets.percentile
+        z = max(NormalDist().inv_cdf(percentile), 0.0)
+        cost = self._cost(layout)
+        return MixedReplica(cost, self.workload, prompts, chunk_tokens, percentile, z)
+
+    def _cost(self, layout: ParallelLayout) -> CostModel:
+        return CostModel(self.model, layout, self.precision, self.device, self.stack, self.skew)
+
+
+def cut(
+    by_length: Sequence[RequestClass], share: float
+) -> tuple[list[RequestClass], list[RequestClass]]:
+    """The shortest classes that make up about `share` of the requests, and the others; classes
+    that are equally long stay together."""
+    total, at = 0.0, 0
+    while at < len(by_length) and total + by_length[at].share <= share + 1e-9:
+        total += by_length[at].share
+        at += 1
+    while 0 < at < len(by_length) and by_length[at].fresh <= by_length[at - 1].fresh:
+        at += 1
+    return list(by_length[:at]), list(by_length[at:])
