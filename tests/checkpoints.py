@@ -41,6 +41,16 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ARCHITECTURES = tuple(_SPECIFIC)
 EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+# Sizes that two, three and six tensor ranks can share, of each architecture with experts.
+_SIX: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 96,
+                        "intermediate_size": 96}  # fmt: skip
+_SIX_LATENT = {**_SIX, "n_routed_experts": 6, "n_group": 3, "moe_intermediate_size": 36}
+SIXES: dict[str, dict[str, Any]] = {
+    "mixtral": {**_SIX, "num_local_experts": 6},
+    "qwen3_moe": {**_SIX, "num_experts": 6, "moe_intermediate_size": 36},
+    "deepseek_v2": _SIX_LATENT,
+    "deepseek_v3": _SIX_LATENT,
+}
 
 
 def tiny_checkpoint(architecture: str, directory: Path, seed: int = 0, **overrides: Any) -> Path:
