@@ -50,6 +50,9 @@ class Reading:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._checkpoint.shape(name)
 
+    def dtype(self, name: str) -> str:
+        return self._checkpoint.dtype(name)
+
     def tensor(self, name: str) -> torch.Tensor:
         self.read.append(name)
         return self._checkpoint.tensor(name)
