@@ -14,6 +14,7 @@ from typing import Any
 from eastwest.errors import ModelError
 from eastwest.hf_fields import HfFields
 from eastwest.layout import KVSpec
+from engine.block_scales import BlockScales, read_block_scales
 from engine.moe_config import MoeConfig, read_moe
 from engine.rope_config import RopeScaling, read_rope
 
@@ -52,7 +53,7 @@ class LatentConfig:
 class ArchitectureConfig:
     """One decoder-only transformer. `windows[i]` is how many positions layer i sees, itself
     included; None for all. head_dim: of queries. ffn_size: of the dense layers. Where there is a
-    latent, it is the one KV head."""
+    latent, it is the one KV head. block_scales: of the weights that are in FP8, if any are."""
 
     name: str
     num_layers: int
@@ -74,6 +75,7 @@ class ArchitectureConfig:
     qk_norm: bool
     moe: MoeConfig | None = None
     latent: LatentConfig | None = None
+    block_scales: BlockScales | None = None
 
     @property
     def group(self) -> int:
@@ -99,7 +101,6 @@ class ArchitectureConfig:
         """
         name = _architecture(config)
         read = HfFields(name, config)
-        _refuse_quantized(read)
         hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
         read.one_of("hidden_act", ("silu",), "silu")
         num_layers = read.count("num_hidden_layers")
@@ -129,6 +130,7 @@ class ArchitectureConfig:
             qk_norm=name in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
             moe=read_moe(read, name, num_layers),
             latent=latent,
+            block_scales=read_block_scales(read),
         )
 
 
@@ -141,15 +143,6 @@ def _architecture(config: Mapping[str, Any]) -> str:
             f"architecture {names[0]!r} is not supported; allowed: {', '.join(SUPPORTED)}"
         )
     return str(names[0])
-
-
-def _refuse_quantized(read: HfFields) -> None:
-    if "quantization_config" in read.given:
-        method = read.sub("quantization_config").given.get("quant_method", "unnamed")
-        raise ModelError(
-            f"{read.where}: quantization_config is of method {method!r}; allowed: none, weights "
-            f"in float32, float16 or bfloat16"
-        )
 
 
 def _kv_heads(read: HfFields, heads: int) -> int:

@@ -33,6 +33,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 class _Slice(Protocol):
     def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
 
 
 class _Shard(Protocol):
@@ -73,6 +74,10 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without touching its data. Raises as `tensor` does."""
         return tuple(self._shard(name).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As safetensors calls it, likewise."""
+        return self._shard(name).get_slice(name).get_dtype()
 
     @cached_property
     def fingerprint(self) -> str:

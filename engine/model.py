@@ -60,6 +60,7 @@ class Model:
         self._layout = layout
         self._rank = rank
         self._num_blocks = kv.num_blocks
+        self._experts_kept = len(part.experts)
         self._shard_layers = kv.shard.layers
         self._like = torch.empty(0, dtype=dtype, device=kv.device)
         self._frequencies = inverse_frequencies(config).to(kv.device)
@@ -89,9 +90,12 @@ class Model:
 
     def expert_tokens(self) -> tuple[int, ...]:
         """Pairs of token and expert computed so far for each expert kept, over all layers."""
-        loads = [layer.ffn.expert_loads() for layer in self._layers]
-        kept = [load for load in loads if load is not None]
-        return tuple(torch.stack(kept).sum(0).tolist()) if kept else ()
+        total = torch.zeros(self._experts_kept, dtype=torch.long, device=self._like.device)
+        for layer in self._layers:
+            loads = layer.ffn.expert_loads()
+            if loads is not None:
+                total += loads
+        return tuple(total.tolist())
 
     @property
     def _group(self) -> int:

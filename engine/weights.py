@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import torch
 
-from eastwest.errors import ModelError
 from engine.architecture import ArchitectureConfig
 from engine.comm import Comm
 from engine.experts import ExpertFeedForward, Network, Router
@@ -23,7 +22,8 @@ from engine.norm import RmsNorm
 from engine.placement import Placement
 from engine.rank_slice import RankSlice
 from engine.tensor_reader import ALL, MakeLinear, TensorReader, TensorSource
-from engine.weight_shapes import expected_shapes, expert_names
+from engine.weight_check import check_tensors
+from engine.weight_shapes import expert_names
 
 # DeepSeek's norms of latents have an epsilon of their own, which its config does not tell.
 _LATENT_EPS = 1e-6
@@ -44,7 +44,7 @@ class WeightLoader:
         comm: Comm,
     ) -> None:
         self._source = source
-        self._reader = TensorReader(source, dtype, device, make_linear)
+        self._reader = TensorReader(source, dtype, device, make_linear, config.block_scales)
         self._config = config
         self._part = part
         self._device = device
@@ -52,17 +52,8 @@ class WeightLoader:
         self._comm = comm
 
     def check(self) -> None:
-        """Raise `ModelError` naming the first tensor that is absent or has a wrong shape."""
-        names = self._source.names()
-        for name, expected in expected_shapes(self._config, self._part.layers):
-            if name not in names:
-                raise ModelError(f"{self._config.name}: the checkpoint has no tensor {name!r}")
-            found = self._source.shape(name)
-            if found != expected:
-                raise ModelError(
-                    f"{self._config.name}: {name} has shape {list(found)}; config.json makes it "
-                    f"{list(expected)}"
-                )
+        """See `check_tensors`."""
+        check_tensors(self._source, self._config, self._part.layers)
 
     def layers(self) -> Iterator[Layer]:
         """The rank's layers, one at a time."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from planner.hardware import Device
 from planner.model_shape import ModelShape
 from planner.precision import Precision, bytes_of
@@ -13,15 +11,31 @@ from planner.workload import Workload
 BUSY_MAX = 0.8
 
 
-@dataclass(frozen=True, slots=True)
 class Links:
     """Links of a deployment of `devices` devices: inside one scale-up domain where that holds
-    them all, else between hosts."""
+    them all, else between hosts.
 
-    model: ModelShape
-    precision: Precision
-    device: Device
-    devices: int
+    request_bytes: KV that a mean request moves: of the tokens that were computed for it. Windows
+    bound what their layers send.
+    """
+
+    def __init__(
+        self,
+        model: ModelShape,
+        precision: Precision,
+        device: Device,
+        devices: int,
+        workload: Workload,
+    ) -> None:
+        self.device = device
+        self.devices = devices
+        self._layers = model.layers
+        per_layer = model.kv_elements * bytes_of(precision.kv)
+        self.request_bytes = per_layer * sum(
+            c.share * layers * (c.fresh if window is None else min(c.fresh, window))
+            for c in workload.classes
+            for window, layers in model.window_groups()
+        )
 
     @property
     def kind(self) -> str:
@@ -36,23 +50,12 @@ class Links:
         peak = device.scale_up.bytes_per_s if inside else device.scale_out.bytes_per_s
         return peak * device.efficiency.link
 
-    def request_bytes(self, workload: Workload) -> float:
-        """KV that a mean request moves: of the tokens that were computed for it. Windows bound
-        what their layers send."""
-        per_layer = self.model.kv_elements * bytes_of(self.precision.kv)
-        total = 0.0
-        for c in workload.classes:
-            for window, layers in self.model.window_groups():
-                tokens = c.fresh if window is None else min(c.fresh, window)
-                total += c.share * layers * tokens * per_layer
-        return total
-
     def limit(self, senders: int, receivers: int) -> float:
         """Bytes per second between so many devices: the smaller side's links, not quite full."""
         return BUSY_MAX * self.bytes_per_s * min(senders, receivers)
 
-    def exposed_s(self, workload: Workload, senders: int, receivers: int, prompt_s: float) -> float:
+    def exposed_s(self, senders: int, receivers: int, prompt_s: float) -> float:
         """What a mean request waits for its KV after its first token, with KV leaving layer by
         layer: its last layer, and what the links need longer than the prompt took."""
-        seconds = self.request_bytes(workload) / (self.bytes_per_s * min(senders, receivers))
-        return max(seconds / self.model.layers, seconds - prompt_s)
+        seconds = self.request_bytes / (self.bytes_per_s * min(senders, receivers))
+        return max(seconds / self._layers, seconds - prompt_s)

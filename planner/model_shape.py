@@ -7,7 +7,9 @@ counted in memory, and not in work, since a lookup reads one row a token.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from math import expm1, log1p
 
 
@@ -207,10 +209,13 @@ class ModelShape:
 
     def window_groups(self) -> tuple[tuple[int | None, int], ...]:
         """``(window, how many layers have it)``, those without one first."""
-        counts: dict[int | None, int] = {}
-        for window in self.windows:
-            counts[window] = counts.get(window, 0) + 1
-        return tuple(sorted(counts.items(), key=lambda item: (item[0] is not None, item[0] or 0)))
+        return _groups(self.windows)
+
+
+@cache
+def _groups(windows: tuple[int | None, ...]) -> tuple[tuple[int | None, int], ...]:
+    counts = Counter(windows)
+    return tuple(sorted(counts.items(), key=lambda item: (item[0] is not None, item[0] or 0)))
 
 
 def _expm1_log1p(x: float, times: float) -> float:

@@ -78,7 +78,7 @@ class Matching:
         point = d.at_rate(rate / pairing.y)
         most = p.rate_within(t.ttft_s, t.percentile, pairing.x, cv) / self.moved
         senders, receivers = pairing.x * p.devices, pairing.y * d.devices
-        exposed = self.links.exposed_s(self.workload, p.devices, d.devices, p.service.mean_s)
+        exposed = self.links.exposed_s(p.devices, d.devices, p.service.mean_s)
         late = exposed * self.moved / max(self.workload.osl - 1, 1)
         pools = (
             Pool("prefill", p.cost.layout, pairing.x, p.chunk_tokens, 0.0, rate / most),
@@ -96,16 +96,17 @@ class Matching:
             tpot_mean_s=point.tpot_mean_s + late,
             osl=self.workload.osl,
             bound=pairing.bound,
-            link_bytes_per_s=rate * self.moved * self.links.request_bytes(self.workload),
+            link_bytes_per_s=rate * self.moved * self.links.request_bytes,
             link_limit_bytes_per_s=self.links.limit(senders, receivers),
             local_tokens=local_tokens,
+            prompt_share=point.prompt_share,
         )
 
     def _pair(
         self, p: PromptReplica, x: int, prompt_rate: float, d: MixedReplica, point: Operating
     ) -> Pairing:
         y = (self.devices - x * p.devices) // d.devices
-        moved_bytes = self.moved * self.links.request_bytes(self.workload)
+        moved_bytes = self.moved * self.links.request_bytes
         sides = {
             "prefill": prompt_rate,
             "decode": y * point.rate,

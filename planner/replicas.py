@@ -73,6 +73,7 @@ class Operating:
     """One way to run a `MixedReplica`: the mean batch, what a request sees, and the rate.
 
     tpot_s: at the percentile asked for. ttft_s: at it, of prompts computed here; 0 without any.
+    prompt_share: of the time of steps, what prompts take.
     """
 
     batch: float
@@ -80,6 +81,7 @@ class Operating:
     tpot_mean_s: float
     ttft_s: float
     rate: float
+    prompt_share: float = 0.0
 
 
 class MixedReplica:
@@ -178,7 +180,8 @@ class MixedReplica:
         prompts_sd = math.sqrt(batch * self._share * (1 + service.cv**2)) * mean_added / osl
         spread = math.hypot(high - step, self._z * prompts_sd)
         rate = batch / (osl * tpot)
-        return Operating(batch, tpot + spread, tpot, self._ttft(rate, step, added), rate)
+        ttft = self._ttft(rate, step, added)
+        return Operating(batch, tpot + spread, tpot, ttft, rate, 1 - step / tpot)
 
     def _added(self, batch: float) -> list[tuple[float, float]]:
         """What a prompt of each class in each group adds to the steps that carry them."""
@@ -239,21 +242,29 @@ class _Prompts:
 
     def _measure(self, fresh: float, cached: float) -> float:
         groups = self._cost.layout.dp
+        together = 1 if self._alone or self._beside else max(1, int(self._chunk // fresh))
+        rows = [_shifted(row, cached, groups * together) for row in chunks(fresh, self._chunk)]
         if self._beside is not None:
-            steps = [
-                self._cost.step([self._beside, _shifted(row, cached, groups)]).seconds - self._base
-                for row in chunks(fresh, self._chunk)
-            ]
-            return sum(steps)
-        together = 1 if self._alone else max(1, int(self._chunk // fresh))
-        costs = [
-            self._cost.step([_shifted(row, cached, groups * together)])
-            for row in chunks(fresh, self._chunk)
-        ]
-        busy = sum(c.interval_s for c in costs)
+            return _sum_over(rows, self._added)
+        busy = _sum_over(rows, lambda row: self._cost.step([row]).interval_s)
         if self._alone:
-            return busy + costs[-1].seconds - costs[-1].interval_s
+            last = self._cost.step(rows[-1:])
+            return busy + last.seconds - last.interval_s
         return busy / together
+
+    def _added(self, row: Row) -> float:
+        assert self._beside is not None
+        return self._cost.step([self._beside, row]).seconds - self._base
+
+
+def _sum_over(rows: Sequence[Row], seconds: Callable[[Row], float]) -> float:
+    """Over the chunks of a prompt. Those of equal size differ by what is before them alone, about
+    linearly, so that three of many tell the others."""
+    if len(rows) <= 4:
+        return sum(seconds(row) for row in rows)
+    whole, rest = rows[:-1], rows[-1]
+    ends = seconds(whole[0]) + seconds(whole[-1])
+    return len(whole) * (ends + 4 * seconds(whole[len(whole) // 2])) / 6 + seconds(rest)
 
 
 def token_period(cost: CostModel, batch: float, context: float) -> float:
@@ -284,6 +295,7 @@ def _towards(here: Operating, beyond: Operating, ttft_s: float, tpot_s: float) -
         between(here.tpot_mean_s, beyond.tpot_mean_s),
         between(here.ttft_s, beyond.ttft_s),
         between(here.rate, beyond.rate),
+        between(here.prompt_share, beyond.prompt_share),
     )
 
 

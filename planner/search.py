@@ -52,7 +52,7 @@ class Search:
         self.workload = workload
         self.targets = targets
         self.skew = skew
-        self.links = Links(model, precision, device, devices)
+        self.links = Links(model, precision, device, devices, workload)
         self._found: dict[tuple[Mode, float], Split | None] = {}
         self._remote: dict[tuple[ParallelLayout, float], list[PromptReplica]] = {}
         self._local: dict[tuple[ParallelLayout, float], list[MixedReplica]] = {}
@@ -86,6 +86,34 @@ class Search:
                 kept.append(split)
         return kept
 
+    def rate_of(self, split: Split) -> float:
+        """What a split of another search (its layouts, replicas and chunks) serves within these
+        targets; 0 where it does not meet them or does not fit."""
+        for pool in split.pools:
+            if pool.layout not in self.layouts:
+                return 0.0
+        last, t = split.pools[-1], self.targets
+        if split.mode is Mode.AGGREGATED:
+            replica = self._mixed(last.layout, self.workload.classes, last.chunk_tokens)
+            point = _exact(replica, t)
+            return 0.0 if point is None else last.replicas * point.rate
+        by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
+        local = [c for c in by_length if c.fresh <= split.local_tokens]
+        remote = [c for c in by_length if c.fresh > split.local_tokens]
+        if not remote:
+            return 0.0
+        first, moved = split.pools[0], sum(c.share for c in remote)
+        prompts = PromptReplica(self._cost(first.layout), remote, first.chunk_tokens)
+        decode = self._mixed(last.layout, local, last.chunk_tokens)
+        point = _exact(decode, t)
+        if point is None:
+            return 0.0
+        cv = self.workload.arrival_cv
+        prompt_rate = prompts.rate_within(t.ttft_s, t.percentile, first.replicas, cv) / moved
+        limit = self.links.limit(first.devices, last.devices)
+        link_rate = limit / max(moved * self.links.request_bytes, 1.0)
+        return min(prompt_rate, last.replicas * point.rate, link_rate)
+
     def fastest(self) -> tuple[float, float]:
         """``(ttft_s, tpot_s)``: the best that any layout reaches at all, each by itself, for a
         deployment that is all but idle."""
@@ -107,7 +135,7 @@ class Search:
         pool = Pool("aggregated", layout, count, chunk, point.batch, 1.0)
         return Split(
             Mode.AGGREGATED, (pool,), count * point.rate, point.ttft_s, point.tpot_s,
-            point.tpot_mean_s, self.workload.osl, "engine",
+            point.tpot_mean_s, self.workload.osl, "engine", prompt_share=point.prompt_share,
         )  # fmt: skip
 
     def _disaggregated(self, tpot_s: float) -> Split | None:
@@ -201,6 +229,13 @@ class Search:
 
     def _cost(self, layout: ParallelLayout) -> CostModel:
         return CostModel(self.model, layout, self.precision, self.device, self.stack, self.skew)
+
+
+def _exact(replica: MixedReplica, targets: Targets) -> Operating | None:
+    near = replica.best_within(targets.ttft_s, targets.tpot_s)
+    if near is None:
+        return None
+    return replica.sharpened(near, targets.ttft_s, targets.tpot_s)
 
 
 def cut(

@@ -63,6 +63,7 @@ class Split:
     link_bytes_per_s: float = 0.0
     link_limit_bytes_per_s: float = 0.0
     local_tokens: float = 0.0
+    prompt_share: float = 0.0
 
     @property
     def devices(self) -> int:

@@ -91,12 +91,13 @@ class RankGroup:
     @property
     def expert_tokens(self) -> tuple[int, ...]:
         """Pairs of token and expert that each rank has computed; empty for dense models."""
-        links = self._links
-        counts = [
-            links[rank].expert_tokens if rank in links else sum(self._local.engine.expert_tokens)
+        links, own = self._links, self._local.engine.expert_tokens
+        if not own:
+            return ()
+        return tuple(
+            links[rank].expert_tokens if rank in links else sum(own)
             for rank in range(self.layout.world_size)
-        ]
-        return tuple(counts) if any(counts) else ()
+        )
 
     async def listen(self, host: str, server: grpc.aio.Server, books: LeaderEvents) -> None:
         """Take frames on all ranks from now on; and commits on `server`, from its start on."""

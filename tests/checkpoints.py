@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 VOCAB = 211
 CONTEXT = 512
@@ -41,6 +44,16 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ARCHITECTURES = tuple(_SPECIFIC)
 EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+# Sizes that two, three and six tensor ranks can share, of each architecture with experts.
+_SIX: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 96,
+                        "intermediate_size": 96}  # fmt: skip
+_SIX_LATENT = {**_SIX, "n_routed_experts": 6, "n_group": 3, "moe_intermediate_size": 36}
+SIXES: dict[str, dict[str, Any]] = {
+    "mixtral": {**_SIX, "num_local_experts": 6},
+    "qwen3_moe": {**_SIX, "num_experts": 6, "moe_intermediate_size": 36},
+    "deepseek_v2": _SIX_LATENT,
+    "deepseek_v3": _SIX_LATENT,
+}
 
 
 def tiny_checkpoint(architecture: str, directory: Path, seed: int = 0, **overrides: Any) -> Path:
@@ -77,3 +90,40 @@ def tiny_checkpoint(architecture: str, directory: Path, seed: int = 0, **overrid
                 buffer.add_(0.2 * torch.randn_like(buffer))
     model.save_pretrained(directory)
     return directory
+
+
+def in_fp8(directory: Path, target: Path, block: tuple[int, int]) -> Path:
+    """Write the model again with the matrices of its layers in FP8, one scale for each block, as
+    DeepSeek-V3 is published; `directory` gets what these are worth in float32."""
+    tensors = load_file(directory / "model.safetensors")
+    published = dict(tensors)
+    for name, weight in tensors.items():
+        if weight.dim() == 2 and name.startswith("model.layers.") and ".gate." not in name:
+            elements, scales = _quantized(weight, block)
+            published[name], published[f"{name}_scale_inv"] = elements, scales
+            tensors[name] = elements.float() * _spread(scales, weight, block)
+    shutil.copytree(directory, target)
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"] = {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+        "weight_block_size": list(block),
+    }  # fmt: skip
+    (target / "config.json").write_text(json.dumps(config))
+    for place, content in ((directory, tensors), (target, published)):
+        save_file(content, place / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def _quantized(weight: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = (range(0, n, b) for n, b in zip(weight.shape, block, strict=True))
+    scales = torch.tensor(
+        [[float(weight[r : r + block[0], c : c + block[1]].abs().max()) for c in columns]
+         for r in rows]
+    ) / 448.0  # fmt: skip
+    return (weight / _spread(scales, weight, block)).to(torch.float8_e4m3fn), scales
+
+
+def _spread(scales: torch.Tensor, weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """``[rows, columns]``: the scale of every element."""
+    row, column = (torch.arange(n) // b for n, b in zip(weight.shape, block, strict=True))
+    return scales[row][:, column]

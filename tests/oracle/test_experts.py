@@ -23,7 +23,7 @@ from engine.rank_slice import RankSlice
 from engine.torch_engine import TorchEngine, load_engine
 from engine.weights import WeightLoader
 from tests.checkpoints import EXPERTS, tiny_checkpoint
-from tests.engine_ranks import ThreadedRanks, layout_config, together
+from tests.engine_ranks import ThreadedRanks, layout_config, load_ranks, together
 from tests.oracle.harness import BLOCK, Oracle, Running, a_prompt, blocks_at, engine_of, generate
 
 CPU = torch.device("cpu")
@@ -49,6 +49,9 @@ class Reading:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._checkpoint.shape(name)
+
+    def dtype(self, name: str) -> str:
+        return self._checkpoint.dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         self.read.append(name)
@@ -137,6 +140,18 @@ def test_an_engine_counts_what_its_experts_compute(checkpoint: Path) -> None:
     # Of the last layer only the token that is sampled goes through the network.
     full = sum(config.moe.sparse[:-1]) * 20 + config.moe.sparse[-1]
     assert sum(engine.expert_tokens) == full * config.moe.top_k
+
+
+def test_a_stage_of_dense_layers_has_computed_nothing_with_its_experts(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("deepseek_v2", tmp_path, first_k_dense_replace=2)
+    pool = PoolConfig.model_validate({"kv_tokens": 1024, "layout": {"pp": 2}})
+    model = ModelConfig(dtype="float32")
+    ranks = load_ranks(directory, model, pool, KVConfig(block_tokens=BLOCK))
+    generate(ThreadedRanks(ranks), Running(a_prompt(20), blocks_at(0, 30)), 3)
+    dense, sparse = (rank.expert_tokens for rank in ranks)
+    assert dense == (0,) * 8
+    # The last layer's network computes one token a step.
+    assert sum(sparse) == 3 * 3
 
 
 def test_a_replica_may_place_experts_by_what_they_had_to_do(checkpoint: Path) -> None:

@@ -14,7 +14,7 @@ from eastwest.layout import ParallelLayout
 from engine.architecture import ArchitectureConfig
 from engine.checkpoint import open_checkpoint
 from engine.rank_slice import RankSlice
-from tests.checkpoints import EXPERTS, tiny_checkpoint
+from tests.checkpoints import EXPERTS, SIXES, tiny_checkpoint
 from tests.engine_ranks import ThreadedRanks, layout_config, load_ranks
 from tests.oracle.harness import BLOCK, Oracle, Running, a_prompt, advance, blocks_at, generate
 
@@ -33,6 +33,16 @@ LAYOUTS = [
     ParallelLayout(tp=2, pp=2, ep=2),
     ParallelLayout(pp=2, dp=2, ep=2),
 ]
+THIRDS = [
+    ParallelLayout(pp=3),
+    ParallelLayout(tp=2, pp=3, ep=2),
+    ParallelLayout(tp=3),
+    ParallelLayout(tp=3, ep=3),
+    ParallelLayout(tp=3, pp=3),
+    ParallelLayout(dp=3, ep=3),
+    ParallelLayout(tp=3, dp=2, ep=2),
+    ParallelLayout(tp=6, ep=2),
+]
 LENGTHS = (40, 49, 5)
 NEW = 5
 
@@ -50,7 +60,22 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def truth(checkpoint: Path) -> list[list[int]]:
-    oracle = Oracle(checkpoint)
+    return outputs_of_transformers(checkpoint)
+
+
+@pytest.fixture(scope="module", params=SIXES)
+def in_sixes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name = request.param
+    return tiny_checkpoint(name, tmp_path_factory.mktemp(f"sixes-{name}"), **SIXES[name])
+
+
+@pytest.fixture(scope="module")
+def truth_in_sixes(in_sixes: Path) -> list[list[int]]:
+    return outputs_of_transformers(in_sixes)
+
+
+def outputs_of_transformers(directory: Path) -> list[list[int]]:
+    oracle = Oracle(directory)
     return [oracle.generate(a_prompt(length, i), 2 * NEW) for i, length in enumerate(LENGTHS)]
 
 
@@ -58,6 +83,17 @@ def truth(checkpoint: Path) -> list[list[int]]:
 def test_tokens_are_those_of_transformers(
     checkpoint: Path, truth: list[list[int]], layout: ParallelLayout
 ) -> None:
+    check_tokens(checkpoint, truth, layout)
+
+
+@pytest.mark.parametrize("layout", THIRDS, ids=str)
+def test_thirds_of_layers_heads_and_experts_give_the_same_tokens(
+    in_sixes: Path, truth_in_sixes: list[list[int]], layout: ParallelLayout
+) -> None:
+    check_tokens(in_sixes, truth_in_sixes, layout)
+
+
+def check_tokens(checkpoint: Path, truth: list[list[int]], layout: ParallelLayout) -> None:
     engine = ranks_of(checkpoint, layout)
     blocks = engine.kv.num_blocks
     # Prompts in chunks beside decode steps; a group may have several sequences, one or none.

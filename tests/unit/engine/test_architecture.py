@@ -126,6 +126,12 @@ V2 = {"architectures": ["DeepseekV2ForCausalLM"], **DEEPSEEK}
 V3 = {"architectures": ["DeepseekV3ForCausalLM"], **DEEPSEEK, "routed_scaling_factor": 2.5}
 
 
+def quantized(**fields: Any) -> dict[str, Any]:
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+           "weight_block_size": [128, 128]}  # fmt: skip
+    return {**V3, "quantization_config": {**fp8, **fields}}
+
+
 def test_layers_have_experts_where_each_architecture_says() -> None:
     def sparse(**fields: Any) -> tuple[bool, ...]:
         moe = read(**fields).moe
@@ -157,6 +163,12 @@ def test_experts_have_the_sizes_that_their_fields_say() -> None:
     )
 
 
+def test_fp8_has_the_blocks_that_its_config_says() -> None:
+    assert read(**quantized()).block_scales == (128, 128)
+    assert read(**quantized(scale_fmt="ue8m0", weight_block_size=[1, 64])).block_scales == (1, 64)
+    assert read(**V3).block_scales is None
+
+
 def test_a_latent_is_the_only_kv_head() -> None:
     config = read(**V3)
     spec = config.kv_spec("bfloat16")
@@ -173,7 +185,6 @@ def test_yarn_stretches_scores_of_latent_attention() -> None:
     assert read(rope_scaling={**yarn, "attention_factor": 1.3}).rope.amplitude == 1.3
 
 
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 REFUSED_MIXTURES: list[tuple[dict[str, Any], str]] = [
     ({**MIXTRAL, "num_experts_per_tok": 9}, "num_experts_per_tok is 9; allowed: at most 8 experts"),
     ({**MIXTRAL, "num_local_experts": None}, "num_local_experts is 'absent'; allowed: an integer"),
@@ -190,8 +201,13 @@ REFUSED_MIXTURES: list[tuple[dict[str, Any], str]] = [
     ({**V3, "topk_group": 5}, "topk_group is 5; allowed: at most 4 groups"),
     ({**V3, "num_experts_per_tok": 5}, "num_experts_per_tok is 5; allowed: at most the 4 of 2 gr"),
     ({**V3, "routed_scaling_factor": None}, "routed_scaling_factor is 'absent'; allowed: a numb"),
-    ({**V3, "quantization_config": FP8}, "quantization_config is of method 'fp8'; allowed: none"),
-    ({"quantization_config": {}}, "quantization_config is of method 'unnamed'; allowed: none"),
+    (quantized(quant_method="gptq"), "quantization_config is of method 'gptq'; allowed: fp8 with"),
+    (quantized(fmt="e5m2"), "quantization_config: fmt is 'e5m2'; allowed: e4m3"),
+    (quantized(activation_scheme="static"), "activation_scheme is 'static'; allowed: dynamic"),
+    (quantized(weight_block_size=None), "weight_block_size is 'absent'; allowed: two int"),
+    (quantized(weight_block_size=[128]), r"weight_block_size is \[128\]; allowed: two integers"),
+    (quantized(weight_block_size=[128, 0]), r"weight_block_size is \[128, 0\]; allowed: two int"),
+    ({"quantization_config": {}}, "quantization_config is of method 'unnamed'; allowed: fp8 with"),
     ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate is False; a"),
     ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 1}}, "beta_fast is 1; allow"),
 ]  # fmt: skip
