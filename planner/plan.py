@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from eastwest.errors import ConfigError
@@ -117,10 +117,13 @@ def plan(question: Question, progress: Progress | None = None) -> Plan:
     for i, mode in enumerate(Mode):
         tell(f"frontier, {mode.value}", 0.3 + 0.15 * i)
         frontiers[mode] = search.frontier(mode, tpots)
+    # Layouts that are best somewhere are those that may be best under a change.
+    splits = [s for f in frontiers.values() for s in f] + [s for s in by_mode.values() if s]
+    among = {pool.layout for split in splits for pool in split.pools}
     changes = []
     for i, (what, changed) in enumerate(_changed(replace(question, devices=used))):
         tell(f"what if {what}", 0.75 + 0.05 * i)
-        changes.append(_change(what, changed, best))
+        changes.append(_change(what, changed, best, among))
     hosts = math.ceil(question.devices / question.device.devices_per_host)
     needed = math.ceil(best.devices / question.device.devices_per_host)
     return Plan(
@@ -146,8 +149,10 @@ def _devices_in_use(question: Question) -> int:
     return most_used(max(hosts, 1), question.availability) * min(per_host, question.devices)
 
 
-def _search(q: Question) -> Search:
-    return Search(q.model, q.device, q.precision, q.stack, q.devices, q.workload, q.targets)
+def _search(q: Question, among: Collection[ParallelLayout] | None = None) -> Search:
+    return Search(
+        q.model, q.device, q.precision, q.stack, q.devices, q.workload, q.targets, among=among
+    )
 
 
 def _choose(by_mode: Mapping[Mode, Split | None]) -> Split | None:
@@ -181,8 +186,8 @@ def _changed(q: Question) -> list[tuple[str, Question]]:
     ]
 
 
-def _change(what: str, q: Question, chosen: Split) -> Change:
-    search = _search(q)
+def _change(what: str, q: Question, chosen: Split, among: Collection[ParallelLayout]) -> Change:
+    search = _search(q, among)
     if not search.layouts:
         return Change(what, None, 0.0)
     return Change(what, _choose({mode: search.best(mode) for mode in Mode}), search.rate_of(chosen))

@@ -81,14 +81,12 @@ def latency_at(percentile: float, latencies: Sequence[tuple[float, float]], wait
         low, high = high, high * 2
         if high > 1e9:
             return math.inf
-    for _ in range(50):
+    while high - low > 1e-3 * high:
         middle = (low + high) / 2
         if attained(middle, latencies, waiting) < percentile:
             low = middle
         else:
             high = middle
-        if high - low <= 1e-4 * high:
-            break
     return high
 
 

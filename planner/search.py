@@ -7,7 +7,7 @@ rate: the lesser of what each can serve is what they serve together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from statistics import NormalDist
 
@@ -42,8 +42,9 @@ class Search:
         workload: Workload,
         targets: Targets,
         skew: float = 1.0,
+        among: Collection[ParallelLayout] | None = None,
     ) -> None:
-        """skew: see `CostModel`."""
+        """skew: see `CostModel`. among: the only layouts to try; None for all that fit."""
         self.model = model
         self.device = device
         self.precision = precision
@@ -52,6 +53,7 @@ class Search:
         self.workload = workload
         self.targets = targets
         self.skew = skew
+        self._among = among
         self.links = Links(model, precision, device, devices, workload)
         self._found: dict[tuple[Mode, float], Split | None] = {}
         self._remote: dict[tuple[ParallelLayout, float], list[PromptReplica]] = {}
@@ -61,7 +63,8 @@ class Search:
     def layouts(self) -> tuple[ParallelLayout, ...]:
         """Those that fit the model and the memory."""
         need = self.workload.longest
-        return tuple(candidates(self.model, self.precision, self.device, self.devices, need))
+        fitting = candidates(self.model, self.precision, self.device, self.devices, need)
+        return tuple(x for x in fitting if self._among is None or x in self._among)
 
     def best(self, mode: Mode, tpot_s: float | None = None) -> Split | None:
         """The split of the highest rate; None where none meets the targets. tpot_s: instead of

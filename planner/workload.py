@@ -107,12 +107,12 @@ def steady(
         raise ConfigError(f"the reused share of prompts is {reuse:g}; allowed: from 0, below 1")
     if not 0 <= spread <= 5:
         raise ConfigError(f"the spread of lengths is {spread:g}; allowed: 0 to 5 times the mean")
-    points = _lognormal(spread) if spread else (1.0,)
-    share = 1 / len(points) ** 2
+    prompts, answers = ((_lognormal(spread, n) if spread else (1.0,)) for n in (5, 3))
+    share = 1 / (len(prompts) * len(answers))
     classes = tuple(
         RequestClass(max(1.0, isl * a), max(1.0, osl * b), max(1.0, isl * a) * reuse, share)
-        for a in points
-        for b in points
+        for a in prompts
+        for b in answers
     )
     return Workload(classes, arrival_cv, f"isl {isl:g}, osl {osl:g}")
 
@@ -144,10 +144,10 @@ def _parts(
     return [rows[a:b] for a, b in pairwise(edges) if b > a]
 
 
-def _lognormal(spread: float) -> tuple[float, ...]:
-    """Five equally likely values of mean 1 and about the standard deviation `spread`."""
+def _lognormal(spread: float, count: int) -> tuple[float, ...]:
+    """`count` equally likely values of mean 1 and about the standard deviation `spread`."""
     sigma = math.sqrt(math.log1p(spread * spread))
     normal = NormalDist()
-    points = [math.exp(sigma * normal.inv_cdf(q)) for q in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    points = [math.exp(sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     mean = sum(points) / len(points)
     return tuple(p / mean for p in points)
