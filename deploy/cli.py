@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+from deploy.plan_cli import plan_command
 from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
 from deploy.settings import explained_yaml
 from eastwest.client import AsyncClient, AsyncGeneration
@@ -36,6 +37,7 @@ config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 layouts_app = typer.Typer(help="Parallel layouts.", no_args_is_help=True)
 app.add_typer(layouts_app, name="layouts")
+app.command("plan")(plan_command)
 
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
