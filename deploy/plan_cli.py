@@ -23,56 +23,73 @@ _TTFT = (1e-3, 3600.0)
 _TPOT = (1e-4, 10.0)
 
 
+Model = Annotated[
+    str, typer.Option(help="Name in the catalogue, or path of a config.json or directory.")
+]
+Hardware = Annotated[str, typer.Option(help="Name of a device, or path of its YAML file.")]
+Ttft = Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")]
+Tpot = Annotated[str, typer.Option(help="Time per output token to hold, such as 20ms.")]
+Gpus = Annotated[int | None, typer.Option(help="How many devices.")]
+Budget = Annotated[float | None, typer.Option(help="Dollars an hour, instead of --gpus.")]
+Isl = Annotated[str | None, typer.Option(help="Mean prompt tokens, such as 8192 or 8k.")]
+Osl = Annotated[str | None, typer.Option(help="Mean answer tokens.")]
+Spread = Annotated[
+    float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
+]
+Reuse = Annotated[float, typer.Option(help="Share of each prompt whose KV is there already.")]
+Burstiness = Annotated[
+    float, typer.Option(help="Standard deviation of the time between requests over its mean.")
+]
+TraceFile = Annotated[
+    Path | None, typer.Option(help="Trace of requests, instead of --isl and --osl.")
+]
+PrefixCache = Annotated[
+    bool, typer.Option(help="Count blocks that came before in the trace as cached.")
+]
+Percentile = Annotated[float, typer.Option(help="Share of requests to hold both for.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Number format: bf16, fp8, nvfp4, …; as published.")
+]
+Kv = Annotated[str | None, typer.Option(help="Number format of the KV; bf16.")]
+Engine = Annotated[
+    str | None, typer.Option(help="Serving engine: vllm, sglang, trtllm, eastwest, tuned.")
+]
+Dollars = Annotated[float | None, typer.Option(help="Dollars an hour for one device.")]
+Availability = Annotated[
+    float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")]
+YamlFile = Annotated[
+    Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
+]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write an interactive report.")]
+PngFile = Annotated[Path | None, typer.Option("--png", help="Write the plots.")]
+
+
 def plan_command(
-    model: Annotated[
-        str, typer.Option(help="Name in the catalogue, or path of a config.json or directory.")
-    ],
-    hardware: Annotated[str, typer.Option(help="Name of a device, or path of its YAML file.")],
-    ttft: Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")],
-    tpot: Annotated[str, typer.Option(help="Time per output token to hold, such as 20ms.")],
-    gpus: Annotated[int | None, typer.Option(help="How many devices.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Dollars an hour, instead of --gpus.")
-    ] = None,
-    isl: Annotated[str | None, typer.Option(help="Mean prompt tokens, such as 8192 or 8k.")] = None,
-    osl: Annotated[str | None, typer.Option(help="Mean answer tokens.")] = None,
-    spread: Annotated[
-        float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
-    ] = 0.3,
-    reuse: Annotated[
-        float, typer.Option(help="Share of each prompt whose KV is there already.")
-    ] = 0.0,
-    burstiness: Annotated[
-        float, typer.Option(help="Standard deviation of the time between requests over its mean.")
-    ] = 1.0,
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace of requests, instead of --isl and --osl.")
-    ] = None,
-    prefix_cache: Annotated[
-        bool, typer.Option(help="Count blocks that came before in the trace as cached.")
-    ] = False,
-    percentile: Annotated[float, typer.Option(help="Share of requests to hold both for.")] = 0.9,
-    weights: Annotated[
-        str | None, typer.Option(help="Number format: bf16, fp8, nvfp4, …; as published.")
-    ] = None,
-    kv: Annotated[str | None, typer.Option(help="Number format of the KV; bf16.")] = None,
-    stack: Annotated[
-        str | None, typer.Option(help="Serving engine: vllm, sglang, trtllm, eastwest, tuned.")
-    ] = None,
-    price: Annotated[float | None, typer.Option(help="Dollars an hour for one device.")] = None,
-    availability: Annotated[
-        float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the plan as JSON.")
-    ] = None,
-    yaml_file: Annotated[
-        Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
-    ] = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write an interactive report.")
-    ] = None,
-    png_file: Annotated[Path | None, typer.Option("--png", help="Write the plots.")] = None,
+    model: Model,
+    hardware: Hardware,
+    ttft: Ttft,
+    tpot: Tpot,
+    gpus: Gpus = None,
+    budget: Budget = None,
+    isl: Isl = None,
+    osl: Osl = None,
+    spread: Spread = 0.3,
+    reuse: Reuse = 0.0,
+    burstiness: Burstiness = 1.0,
+    trace: TraceFile = None,
+    prefix_cache: PrefixCache = False,
+    percentile: Percentile = 0.9,
+    weights: Weights = None,
+    kv: Kv = None,
+    stack: Engine = None,
+    price: Dollars = None,
+    availability: Availability = None,
+    json_file: JsonFile = None,
+    yaml_file: YamlFile = None,
+    html_file: HtmlFile = None,
+    png_file: PngFile = None,
 ) -> None:
     """Plan layouts and the prefill/decode split; or say not to split at all."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
