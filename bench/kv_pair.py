@@ -241,6 +241,7 @@ class Source:
     def _sender(self, shape: Shape) -> KvSender:
         layout = shape.layout
         shard = shard_of(_SPEC, layout, 0)
-        memory = np.random.default_rng(1).integers(0, 256, shape.bytes, np.uint8)
+        memory = np.frombuffer(SharedPool(shape.bytes).buffer, np.uint8)
+        memory[...] = np.random.default_rng(1).integers(0, 256, shape.bytes, np.uint8)
         kv = PagedKV(memory.data, _SPEC, shard, shape.num_blocks, shape.block_tokens)
         return KvSender(kv, layout, 0, self._providers, CONFIG, SystemClock(), fingerprint="bench")
