@@ -15,6 +15,9 @@ from kv_transfer.digest import long_enough, stretches
 from kv_transfer.plan import Region, tokens_of
 
 _MATCHED_MAX = 256
+# What is copied before it is hashed: less than the cache of a core, and long enough for the C
+# library's fastest copy.
+_PIECE_BYTES = 1 << 19
 
 
 class PushedKV:
@@ -87,9 +90,11 @@ def _stretches(
     kv: PagedKV, pool: PagedKV, region: Region, ours: SlotRuns, theirs: SlotRuns
 ) -> Iterator[tuple[Bytes, Bytes]]:
     """Contiguous pieces of both pools that correspond, in canonical order. The runs match."""
+    step = max(1, _PIECE_BYTES // kv.spec.key_bytes)
     runs = [
-        (slice(at, at + count), slice(their_at, their_at + count))
-        for (_, at, count), (_, their_at, _) in zip(ours, theirs, strict=True)
+        (slice(at + i, at + min(i + step, count)), slice(to + i, to + min(i + step, count)))
+        for (_, at, count), (_, to, _) in zip(ours, theirs, strict=True)
+        for i in range(0, count, step)
     ]
     for layer in region.layers:
         for plane, their_plane in zip(kv.planes, pool.planes, strict=True):
