@@ -136,9 +136,7 @@ class SimulatedPush:
                     raise TransferFailed("SIMULATED: KV was lost", phase=Phase.TRANSFER)
                 books = fabric.at(ticket.address)
                 books.on_arrived(0, ticket.transfer_id, Arrived(size, 1, round(taken * 1e9), 0))
-                await books.commit(
-                    ticket.transfer_id, ticket.epoch, first_token, finished=finished
-                )
+                await books.commit(ticket.transfer_id, ticket.epoch, first_token, finished=finished)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed", phase=Phase.TRANSFER) from None
         return PushStats(size, 1, 0)

@@ -47,7 +47,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
             self.close()
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
@@ -58,7 +58,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._asked += 1
         timer = _Timer(when, self._asked, callback, args, self, context)
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True
+        timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
     def run_in_executor(  # type: ignore[override]
@@ -68,7 +68,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the future carries it
             future.set_exception(error)
         return future
 

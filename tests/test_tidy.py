@@ -19,7 +19,7 @@ from eastwest.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "eastwest", "engine", "kv_transfer", "kv_store", "runtime", "prefill_pool", "decode_pool",
-    "router", "planner", "deploy", "bench",
+    "router", "planner", "deploy", "bench", "sim",
 )  # fmt: skip
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
