@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer, StepRow
@@ -15,6 +16,7 @@ from eastwest.types import SampledToken
 from planner.cost import CostModel, Row
 
 VOCAB = 1 << 16
+_CONTEXT_STEP = 32
 # Ids below are kept for ends of texts, which no simulated token is.
 _FIRST = 16
 
@@ -28,18 +30,27 @@ StepTime = Callable[[Sequence[StepRow]], float]
 
 
 def cost_of(cost: CostModel) -> StepTime:
-    """Seconds of a step by the cost model: decode rows are put together by their mean context."""
+    """Seconds of a step by the cost model. Decode rows are put together by their mean context, to
+    `_CONTEXT_STEP` tokens."""
+
+    @lru_cache(maxsize=1 << 16)
+    def decode(context: int, count: int) -> float:
+        return cost.step([Row(1, context, count)]).seconds
 
     def seconds(rows: Sequence[StepRow]) -> float:
-        decoding = [row.start for row in rows if len(row.tokens) == 1]
-        batch = [
-            Row(len(row.tokens), row.start, 1, row.sample is not None)
-            for row in rows
-            if len(row.tokens) > 1
-        ]
-        if decoding:
-            batch.append(Row(1, sum(decoding) / len(decoding), len(decoding)))
-        return cost.step(batch).seconds
+        total = count = 0
+        prompts = []
+        for row in rows:
+            new = len(row.tokens)
+            if new == 1:
+                total += row.start
+                count += 1
+            else:
+                prompts.append(Row(new, row.start, 1, row.sample is not None))
+        context = round(total / count / _CONTEXT_STEP) * _CONTEXT_STEP if count else 0
+        if not prompts:
+            return decode(context, count)
+        return cost.step([*prompts, Row(1, context, count)] if count else prompts).seconds
 
     return seconds
 

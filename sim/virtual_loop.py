@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context
@@ -24,12 +25,15 @@ class Stalled(RuntimeError):
 class VirtualLoop(asyncio.BaseEventLoop):
     """Run code on it with `run`."""
 
+    # What the base class keeps, and does not declare.
+    _ready: deque[Any]
+    _stopping: bool
+
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
         self._asked = 0
-        self._clock_resolution = 1e-9
-        self._selector = _Jump(self)
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -54,12 +58,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Timers of one moment fire in the order of asking, as the heap alone does not promise."""
+        """Timers of one moment fire in the order of asking."""
         self._asked += 1
-        timer = _Timer(when, self._asked, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True  # type: ignore[attr-defined]
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self._asked, timer))
         return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is skipped when its time has come."""
+
+    def _run_once(self) -> None:
+        """All that is ready; where nothing is, the next timers."""
+        ready, timers = self._ready, self._timers
+        if not ready and not self._stopping:
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
+            if not timers:
+                raise Stalled("nothing is ready and no timer is set")
+            self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., T], *args: Any
@@ -72,52 +96,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             future.set_exception(error)
         return future
 
-    def _process_events(self, event_list: object) -> None:
-        """There are none."""
-
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
-
-    def _jump(self, seconds: float) -> None:
-        self._now += seconds
-
-
-class _Timer(asyncio.TimerHandle):
-    """Ordered by time, then by number."""
-
-    def __init__(
-        self,
-        when: float,
-        number: int,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: Context | None,
-    ) -> None:
-        super().__init__(when, callback, args, loop, context)
-        self._number = number
-
-    def __lt__(self, other: object) -> bool:
-        if not isinstance(other, _Timer):
-            return NotImplemented
-        return (self._when, self._number) < (other._when, other._number)  # type: ignore[attr-defined]
-
-
-class _Jump:
-    """In the place of a selector: waiting is a jump of the clock."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[object]:
-        if timeout is None:
-            raise Stalled("nothing is ready and no timer is set")
-        if timeout > 0:
-            self._loop._jump(timeout)
-        return []
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class VirtualClock:
