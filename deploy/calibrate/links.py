@@ -40,8 +40,8 @@ from kv_transfer.transport import TransportProvider
 _HOST = "127.0.0.1"
 _LIMIT_S = 60.0
 _SMALL_BYTES = 4 << 10
-# Small collectives in a row are timed as one.
-_IN_A_ROW = 20
+# Small collectives to each large one.
+_SMALL_ONES = 20
 _PAIR = ParallelLayout(tp=2)
 _ONE = ParallelLayout()
 
@@ -114,8 +114,8 @@ def measure_links(plan: LinkPlan, clock: Clock, progress: Progress) -> Links:
     try:
         store, address = open_rendezvous(_HOST)
         commands.send(address)
-        group = connect(store, _PAIR, 0, torch.device("cpu")).tensor
-        collective = _collective(group, plan, clock, progress)
+        comm = connect(store, _PAIR, 0, torch.device("cpu"))
+        collective = _collective(comm.tensor, plan, clock, progress)
         pushes = asyncio.run(_pushes(commands, plan, clock, progress))
         commands.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -134,17 +134,14 @@ def measure_links(plan: LinkPlan, clock: Clock, progress: Progress) -> Links:
 def _collective(group: Group, plan: LinkPlan, clock: Clock, progress: Progress) -> Link:
     small = torch.ones(_SMALL_BYTES // 4)
     large = torch.ones(plan.large_bytes // 4)
-    small_s, large_s = [], []
-
-    def several() -> None:
-        for _ in range(_IN_A_ROW):
-            group.all_reduce(small)
-
+    small_s: list[float] = []
+    large_s: list[float] = []
     for round_ in range(plan.rounds + 1):
-        taken = timed(several, clock) / _IN_A_ROW, timed(lambda: group.all_reduce(large), clock)
+        taken_s = [timed(lambda: group.all_reduce(small), clock) for _ in range(_SMALL_ONES)]
+        took_s = timed(lambda: group.all_reduce(large), clock)
         if round_:  # the first one warms up
-            small_s.append(taken[0])
-            large_s.append(taken[1])
+            small_s += taken_s
+            large_s.append(took_s)
         for tensor in (small, large):  # each reduction doubles it
             tensor.fill_(1.0)
         progress(0.3 * (round_ + 1) / (plan.rounds + 1))
@@ -242,9 +239,9 @@ def _peer(commands: Connection, plan: LinkPlan) -> None:
     keep_freed_memory()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         store = join_rendezvous(commands.recv())
-        group = connect(store, _PAIR, 1, torch.device("cpu")).tensor
+        comm = connect(store, _PAIR, 1, torch.device("cpu"))
         with suppress(InvalidArgument):  # the first process judges
-            _collective(group, plan, SystemClock(), lambda _: None)
+            _collective(comm.tensor, plan, SystemClock(), lambda _: None)
         asyncio.run(_receive(commands, plan))
 
 
