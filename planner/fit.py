@@ -160,12 +160,14 @@ def step_unknowns(
 ) -> dict[str, Unknown]:
     """What steps of this model tell of a device with these rates and of its engine.
 
-    One model cannot tell `layer_s` from `step_s` but by where they are thought to lie: each of its
-    steps has all of its layers.
+    Each step of one model has all of its layers and reads all of its weights. So steps tell
+    `layer_s` from `step_s`, and both from `weights`, by little but where they are thought to lie.
     """
 
-    def shares(kind: str, dtypes: set[str], start: float) -> dict[str, Unknown]:
-        unknown = Unknown(start, 0.005, 2.0)
+    def shares(
+        kind: str, dtypes: set[str], start: float, factor: float = 10.0
+    ) -> dict[str, Unknown]:
+        unknown = Unknown(start, 0.005, 2.0, factor)
         return {f"device.efficiency.{kind}.{dtype}": unknown for dtype in sorted(dtypes)}
 
     held = {precision.attention, precision.head}
@@ -173,8 +175,9 @@ def step_unknowns(
         held.add(precision.ffn)
     used = {multiplied_in(dtype, flops_per_s) for dtype in held}
     unknowns = {
-        **shares("matmul", used, 0.7),
-        **shares("weights", held, 0.8),
+        # Large products and streams are near the peak; attention is as good as its kernel.
+        **shares("matmul", used, 0.7, 1.5),
+        **shares("weights", held, 0.8, 1.5),
         **shares("prompt_attention", {multiplied_in("bf16", flops_per_s)}, 0.3),
         **shares("kv", {precision.kv}, 0.5),
         "stack.layer_s": Unknown(5e-5, 1e-7, 1e-1),

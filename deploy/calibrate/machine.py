@@ -14,9 +14,18 @@ from typing import Any
 import yaml
 
 from deploy.calibrate.links import LinkPlan, Links, measure_links
-from deploy.calibrate.peaks import Peaks, measure_peaks
-from deploy.calibrate.repeated import Effort
-from deploy.calibrate.steps import FULL, QUICK, Grid, blocks_of, fitting, measure_steps
+from deploy.calibrate.peaks import Peaks, peak_probes, peaks_of
+from deploy.calibrate.repeated import Effort, interleaved
+from deploy.calibrate.steps import (
+    FULL,
+    QUICK,
+    Grid,
+    Rows,
+    blocks_of,
+    fitting,
+    measured_steps,
+    step_works,
+)
 from eastwest.clock import Clock
 from eastwest.config import Config, LayoutConfig, PoolConfig
 from eastwest.errors import ConfigError, InvalidArgument
@@ -49,15 +58,14 @@ class Depth:
     machine's memory."""
 
     grid: Grid
-    steps: Effort
-    peaks: Effort
+    effort: Effort
     link_rounds: int
     link_bytes: int
     kv_bytes: int
 
 
-QUICK_DEPTH = Depth(QUICK, Effort(25.0, 3, 9), Effort(5.0, 3, 9), 5, 32 << 20, 1 << 30)
-FULL_DEPTH = Depth(FULL, Effort(180.0, 5, 15), Effort(15.0, 5, 15), 15, 128 << 20, 4 << 30)
+QUICK_DEPTH = Depth(QUICK, Effort(30.0, 3, 9), 5, 32 << 20, 1 << 30)
+FULL_DEPTH = Depth(FULL, Effort(200.0, 5, 15), 15, 128 << 20, 4 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +108,17 @@ def calibrate(config: Config, name: str, depth: Depth, clock: Clock, report: Rep
     engine, steps = _load(directory, config, pool, depth, host)
     precision = precision_of(engine.model, config.model.quantization)
     formats = ("fp32",) if precision.activations == "fp32" else ("fp32", "bf16")
-    peaks = measure_peaks(
-        formats, pool.threads, clock, depth.peaks, lambda done: report("arithmetic, memory", done)
-    )
     plan = LinkPlan(
         engine.model.kv, engine.kv.block_tokens, config.kv, depth.link_rounds, depth.link_bytes
     )
     links = measure_links(plan, clock, lambda done: report("collectives, KV links", done))
-    measured = measure_steps(
-        engine, steps, clock, depth.steps, lambda done: report("engine steps", done)
+    probes = peak_probes(formats)
+    works = [*(probe.work for probe in probes), *step_works(engine, steps)]
+    times = interleaved(
+        works, clock, depth.effort, lambda done: report("arithmetic, memory, engine steps", done)
     )
+    peaks = peaks_of(probes, times[: len(probes)])
+    measured = measured_steps(steps, times[len(probes) :])
     engine.close()
     report("fitting", 0.0)
     what = f"{config.model.source} in {engine.model.dtype}"
@@ -151,7 +160,7 @@ def _rounded(node: Any) -> Any:
 
 def _load(
     directory: Path, config: Config, pool: PoolConfig, depth: Depth, host: _Host
-) -> tuple[TorchEngine, list[tuple[Any, ...]]]:
+) -> tuple[TorchEngine, list[Rows]]:
     """One rank with KV for the steps that come back: those of the grid that fit."""
     block = pool.block_tokens or config.kv.block_tokens
     facts = ArchitectureConfig.from_hf(open_checkpoint(directory).config)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deploy.calibrate.repeated import Effort, Progress, Work, interleaved
-from eastwest.clock import Clock
+from deploy.calibrate.repeated import Work
 from eastwest.errors import InvalidArgument
 
 # Large enough for full speed, and for less than a tenth of a second on one core.
@@ -16,6 +15,16 @@ _MATMUL_SIDE = 1536
 # Several times any last-level cache that one process has to itself.
 _STREAM_SIDE = 8192
 _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A piece of work that is nothing but arithmetic or streaming. rate: a number format, "read"
+    or "copy". amount: FLOPs or bytes of one run."""
+
+    rate: str
+    amount: float
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +37,36 @@ class Peaks:
     copy_bytes_per_s: float
 
 
-def measure_peaks(
-    formats: Sequence[str], threads: int, clock: Clock, effort: Effort, progress: Progress
-) -> Peaks:
-    """With so many threads. formats: fp32, and others of `planner.precision`.
+def peak_probes(formats: Sequence[str]) -> list[Probe]:
+    """What to time, with as many threads as torch has set. formats: fp32, and others that
+    products are computed in.
+
+    Sums and products with a vector both read all of a matrix; which is faster depends on the
+    machine.
+    """
+    matrix = torch.ones(_STREAM_SIDE, _STREAM_SIDE)
+    vector, target = torch.ones(_STREAM_SIDE), torch.empty_like(matrix)
+    return [
+        Probe("copy", matrix.nbytes, lambda: target.copy_(matrix)),
+        Probe("read", matrix.nbytes, matrix.sum),
+        Probe("read", matrix.nbytes, lambda: torch.mv(matrix, vector)),
+        *(Probe(name, 2.0 * _MATMUL_SIDE**3, _product(_FORMATS[name])) for name in formats),
+    ]
+
+
+def peaks_of(probes: Sequence[Probe], times: Sequence[Sequence[float]]) -> Peaks:
+    """times: seconds of the runs of each probe.
 
     A format that the machine has no arithmetic for can be widened, so none is slower than fp32.
-    Raises `InvalidArgument` where the machine is too slow for the effort.
+    Raises `InvalidArgument` where a rate has no times.
     """
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        matrix = torch.ones(_STREAM_SIDE, _STREAM_SIDE)
-        vector, target = torch.ones(_STREAM_SIDE), torch.empty_like(matrix)
-        size = matrix.nbytes
-        # Bytes or FLOPs, and what moves or computes them. Sums and products with a vector both
-        # read all of the matrix; which one is faster depends on the machine.
-        works: list[tuple[str, float, Work]] = [
-            ("copy", size, lambda: target.copy_(matrix)),
-            ("read", size, matrix.sum),
-            ("read", size, lambda: torch.mv(matrix, vector)),
-        ]
-        works += [(name, 2.0 * _MATMUL_SIDE**3, _product(_FORMATS[name])) for name in formats]
-        times = interleaved([work for _, _, work in works], clock, effort, progress)
     rates: dict[str, float] = {}
-    for (name, amount, _), taken in zip(works, times, strict=True):
+    for probe, taken in zip(probes, times, strict=True):
         if taken:
-            rates[name] = max(rates.get(name, 0.0), amount / min(taken))
+            rates[probe.rate] = max(rates.get(probe.rate, 0.0), probe.amount / min(taken))
+    formats = dict.fromkeys(probe.rate for probe in probes if probe.rate not in ("read", "copy"))
     if not {"fp32", "read", "copy"} <= set(rates):
-        raise InvalidArgument(
-            f"this machine streams and multiplies too slowly to be measured in {effort.budget_s} s"
-        )
+        raise InvalidArgument("this machine streams and multiplies too slowly to be measured")
     flops = {name: max(rates.get(name, 0.0), rates["fp32"]) for name in formats}
     return Peaks(flops, rates["read"], rates["copy"])
 

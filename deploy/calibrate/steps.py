@@ -1,4 +1,4 @@
-"""Times of the engine's steps over a grid of prompts, decode batches, contexts and mixtures."""
+"""The engine's steps over a grid of prompts, decode batches, contexts and mixtures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deploy.calibrate.repeated import Effort, Progress, interleaved, typical_s
+from deploy.calibrate.repeated import Work, typical_s
 from eastwest.blocks import blocks_for
-from eastwest.clock import Clock
 from eastwest.paged_kv import PagedKV
 from eastwest.ports import Engine, SampleInput, StepRow
 from eastwest.types import SamplingParams
@@ -81,16 +80,17 @@ def blocks_of(rows: Rows, block_tokens: int) -> int:
     return sum(int(row.count) * blocks_for(_end(row), block_tokens) for row in rows)
 
 
-def measure_steps(
-    engine: Engine, steps: Sequence[Rows], clock: Clock, effort: Effort, progress: Progress
-) -> list[Measured]:
-    """Those steps that the effort allows, with what they take typically. Overwrites the KV."""
+def step_works(engine: Engine, steps: Sequence[Rows]) -> list[Work]:
+    """What to time, one piece for each step. Overwrites the KV."""
     # Memory that was never written to is one shared page, and would be read from the cache.
     if isinstance(engine.kv, PagedKV):
         for plane in engine.kv.planes:
             plane[...] = _KV_BYTE
-    works = [partial(engine.step, step_rows(engine, rows)) for rows in steps]
-    times = interleaved(works, clock, effort, progress)
+    return [partial(engine.step, step_rows(engine, rows)) for rows in steps]
+
+
+def measured_steps(steps: Sequence[Rows], times: Sequence[Sequence[float]]) -> list[Measured]:
+    """Those steps that have times, with what they take typically."""
     pairs = zip(steps, times, strict=True)
     return [Measured(rows, typical_s(taken)) for rows, taken in pairs if taken]
 
