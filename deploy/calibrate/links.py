@@ -30,6 +30,7 @@ from engine.comm import Group
 from engine.process_groups import connect, join_rendezvous, open_rendezvous
 from kv_transfer.frame_codec import message_bytes
 from kv_transfer.grpc_delivery import GrpcTransport
+from kv_transfer.host_identity import host_identity
 from kv_transfer.push_server import PushServer
 from kv_transfer.ranks import Arrived, Opening
 from kv_transfer.receiver import Receiver
@@ -67,8 +68,8 @@ class LinkPlan:
 
     @property
     def transports(self) -> tuple[Transport, ...]:
-        """gRPC, which goes anywhere, and shared memory where the configuration allows it."""
-        shared = Transport.SHARED_MEMORY in self.kv.transports
+        """gRPC, which goes anywhere, and shared memory where configuration and host allow it."""
+        shared = Transport.SHARED_MEMORY in self.kv.transports and host_identity()
         return (Transport.GRPC, Transport.SHARED_MEMORY) if shared else (Transport.GRPC,)
 
 
