@@ -197,6 +197,22 @@ def models(config: ConfigPath = None, settings: Settings = None) -> None:
     )
 
 
+@app.command()
+def calibrate(
+    config: ConfigPath = None,
+    settings: Settings = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the device goes.")] = Path(
+        "calibrated.yaml"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute, and rougher.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Measure this machine with the real engine, as a device for the planner."""
+    from deploy.calibrate_cli import run_calibrate
+
+    run_calibrate(_config(config, settings), output, console, quick=quick, force=force)
+
+
 @layouts_app.command("explain")
 def layouts_explain(
     prefill: Annotated[
