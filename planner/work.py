@@ -63,9 +63,9 @@ def attention_work(
 ) -> tuple[Work, ...]:
     """Scores and values over KV; and the index that picks from it, in sparse attention.
 
-    In 8 bits where KV is; keys of an index are of 8 bits.
+    In 8 bits where KV is of fp8; keys of an index are of 8 bits.
     """
-    dtype = "fp8" if precision.kv == "fp8" else precision.activations
+    dtype = precision.kv if precision.kv in ("fp8", "fp32") else "bf16"
     flops = elements = index_flops = index_bytes = 0.0
     index = model.indexer
     for row in rows:
