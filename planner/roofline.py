@@ -139,6 +139,7 @@ class DecodePoint:
 
     batch: int
     flops_per_byte: float
+    flops_per_s_per_device: float
     step_s: float
     waits_for: str
     tokens_per_s_per_user: float
@@ -163,10 +164,16 @@ def decode_points(
         user = 1 / step.seconds
         points.append(
             DecodePoint(
-                batch, intensity(work), step.seconds, step.waits_for, user, batch * user / devices,
-                batch <= room,
+                batch=batch,
+                flops_per_byte=intensity(work),
+                flops_per_s_per_device=sum(w.flops for w in work) * user / devices,
+                step_s=step.seconds,
+                waits_for=step.waits_for,
+                tokens_per_s_per_user=user,
+                tokens_per_s_per_device=batch * user / devices,
+                fits=batch <= room,
             )
-        )  # fmt: skip
+        )
     return tuple(points)
 
 

@@ -124,10 +124,12 @@ class ScaleUpRow:
 
 @dataclass(frozen=True, slots=True)
 class RooflineReport:
-    """Everything about one case. latencies_s: none, the talk's, and the device's measured one."""
+    """Everything about one case. weights: format of most of them. latencies_s: none, the talk's,
+    and the device's measured one."""
 
     model: str
     device: str
+    weights: str
     precision: Precision
     batch: int
     isl: int
@@ -170,7 +172,7 @@ def case_of(
     Raises `ConfigError` naming what is out of bounds, and the bounds.
     """
     precision = Precision.named(weights or model.weights, kv)
-    narrow = bytes_of(precision.experts) <= 1
+    narrow = bytes_of(_most_weights(model, precision)) <= 1
     # What matrices of a format are multiplied with, for formats that are of weights alone too.
     moved = Precision.named(activations or ("fp8" if narrow else precision.activations)).ffn
     precision = replace(precision, activations=moved)
@@ -200,6 +202,7 @@ def roofline_report(case: Case) -> RooflineReport:
     return RooflineReport(
         model=model.name,
         device=device.name,
+        weights=_most_weights(model, precision),
         precision=precision,
         batch=case.batch,
         isl=case.isl,
@@ -227,6 +230,10 @@ def roofline_report(case: Case) -> RooflineReport:
 def _check(name: str, value: int, most: int, what: str) -> None:
     if not 1 <= value <= most:
         raise ConfigError(f"{name} is {value:,}; allowed: 1 to {most:,} {what}")
+
+
+def _most_weights(model: ModelShape, precision: Precision) -> str:
+    return precision.ffn if model.experts is None else precision.experts
 
 
 def _least_devices(model: ModelShape, precision: Precision, device: Device, tokens: int) -> int:
