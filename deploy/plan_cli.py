@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from deploy.plan_files import write_config, write_json
 from deploy.plan_view import plan_view
+from deploy.terminal import console
 from eastwest.errors import ConfigError
 from planner.ask import ask
 from planner.planning import Plan, Question, plan
@@ -92,7 +91,6 @@ def plan_command(
     png_file: PngFile = None,
 ) -> None:
     """Plan layouts and the prefill/decode split; or say not to split at all."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     question = ask(
         model,
         hardware,
@@ -101,7 +99,7 @@ def plan_command(
         devices=gpus,
         budget_per_hour=budget,
         workload=(
-            _traced(trace, prefix_cache, console)
+            _traced(trace, prefix_cache)
             if trace is not None
             else _steady(isl, osl, spread, reuse, burstiness)
         ),
@@ -112,7 +110,7 @@ def plan_command(
         price_per_hour=price,
         availability=availability,
     )
-    answer = _planned(question, console)
+    answer = _planned(question)
     console.print(plan_view(answer))
     for path, write in (
         (json_file, write_json), (yaml_file, write_config), (html_file, _html), (png_file, _png),
@@ -122,7 +120,7 @@ def plan_command(
             console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
-def _planned(question: Question, console: Console) -> Plan:
+def _planned(question: Question) -> Plan:
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:.0f} %"),
         console=console, transient=True, disable=not console.is_terminal,
@@ -147,7 +145,7 @@ def _steady(
     )
 
 
-def _traced(path: Path, cached: bool, console: Console) -> Workload:
+def _traced(path: Path, cached: bool) -> Workload:
     trace = read_trace(path)
     for line in trace.skipped[:SKIPPED_SHOWN]:
         console.print(f"skipped {line}", markup=False, soft_wrap=True)

@@ -57,7 +57,7 @@ def ask(
     return Question(
         shape,
         device,
-        Precision.named(published, kv),
+        Precision.named(published, kv, sparse=shape.experts is not None),
         engine,
         _devices(devices, budget_per_hour, price),
         asked,

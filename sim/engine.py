@@ -15,7 +15,7 @@ from eastwest.ports import Buffer, StepRow
 from eastwest.types import SampledToken
 from planner.cost import CostModel, Row
 
-VOCAB = 1 << 16
+VOCAB = 1 << 26
 _CONTEXT_STEP = 32
 # Ids below are kept for ends of texts, which no simulated token is.
 _FIRST = 16

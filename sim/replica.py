@@ -77,32 +77,41 @@ class SimulatedReplica:
             running_max=pool.running_max,
             step_tokens=pool.step_tokens,
         )
-        kv = SimulatedKV(model.kv, num_blocks, config.kv.block_tokens)
         self.steps = SimulatedSteps(step_time)
         self.holdings = Holdings(BlockGroups(num_blocks, 1))
         self.loop = StepLoop(self.steps, clock)
         self.sender = SimulatedSender(fabric, clock)
-        self.decode = DecodeWorker(
+        self._kv = SimulatedKV(model.kv, num_blocks, config.kv.block_tokens)
+        self.decode = self._decode_worker(pool)
+        self.prefill = self._prefill_worker(pool)
+        self.loop.add(self.decode)
+        self.loop.add(self.prefill)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
+        return DecodeWorker(
             info=lambda: self.info,
-            model=model,
+            model=self.info.model,
             layout=ParallelLayout(),
-            kv=kv,
+            kv=self._kv,
             ranks=[SimulatedReceiving()],
             endpoints=lambda group: (RankEndpoint(0, self.info.address),),
             settled=_at_once,
             holdings=self.holdings,
             loop=self.loop,
-            epoch=epoch,
+            epoch=self.info.epoch,
             store=None,
             emit=self._tell,
             pool=pool,
-            kv_config=config.kv,
-            store_config=config.store,
-            clock=clock,
+            kv_config=self._config.kv,
+            store_config=self._config.store,
+            clock=self._clock,
         )
-        self.prefill = PrefillWorker(
-            model=model,
-            kv=kv,
+
+    def _prefill_worker(self, pool: PoolConfig) -> PrefillWorker:
+        return PrefillWorker(
+            model=self.info.model,
+            kv=self._kv,
             holdings=self.holdings,
             loop=self.loop,
             sender=cast(GroupSender, self.sender),
@@ -111,12 +120,9 @@ class SimulatedReplica:
             is_self=self._is_self,
             emit=self._tell,
             pool=pool,
-            kv_config=config.kv,
-            clock=clock,
+            kv_config=self._config.kv,
+            clock=self._clock,
         )
-        self.loop.add(self.decode)
-        self.loop.add(self.prefill)
-        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Take commands and transfers."""
