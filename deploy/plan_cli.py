@@ -57,6 +57,9 @@ Dollars = Annotated[float | None, typer.Option(help="Dollars an hour for one dev
 Availability = Annotated[
     float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
 ]
+Skew = Annotated[
+    float, typer.Option(help="Load of the busiest expert-parallel rank over the mean.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")]
 YamlFile = Annotated[
     Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
@@ -85,6 +88,7 @@ def plan_command(
     stack: Engine = None,
     price: Dollars = None,
     availability: Availability = None,
+    skew: Skew = 1.0,
     json_file: JsonFile = None,
     yaml_file: YamlFile = None,
     html_file: HtmlFile = None,
@@ -109,6 +113,7 @@ def plan_command(
         stack=stack,
         price_per_hour=price,
         availability=availability,
+        skew=skew,
     )
     answer = _planned(question)
     console.print(plan_view(answer))

@@ -174,12 +174,13 @@ class Search:
         decodes: Sequence[MixedReplica],
         tpot_s: float,
     ) -> Pairing | None:
-        """The best pair by interpolated points, and then by the computed ones of its replicas."""
+        """The best pair by interpolated points, and then of its decode replica's computed point
+        with any prompt replicas."""
         near = matching.best(prompts, self._points(decodes, tpot_s))
         if near is None:
             return None
         point = near.decode.sharpened(near.point, self.targets.ttft_s, tpot_s)
-        return matching.best([near.prompt], [(near.decode, point)])
+        return matching.best(prompts, [(near.decode, point)])
 
     def _kept(
         self,
