@@ -18,6 +18,8 @@ WIDTH_PIXELS, HEIGHT_PIXELS = 1600, 900
 _DPI = 100
 _HEADER_WIDTH = 165
 _LABEL_WIDTH = 22
+# Behind text that lines may cross.
+_PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
 def picture(plan: Plan) -> bytes:
@@ -85,7 +87,7 @@ def _roofline(axes: Axes, plan: Plan) -> None:
         axes.plot(xs, ys, color=GREY, linewidth=2.5 if roof.used else 1)
         axes.annotate(
             ", ".join(roof.dtypes), (high, ys[-1]), (-2, 2), textcoords="offset points",
-            ha="right", va="bottom",
+            ha="right", va="bottom", bbox=_PLAIN,
         )  # fmt: skip
         if roof.used and roof.reached is not None:
             reached = roof.reached
@@ -111,12 +113,11 @@ def _sensitivity(axes: Axes, plan: Plan) -> None:
     rows = range(len(labels))
     upper = axes.barh([y - 0.2 for y in rows], kept, 0.38, color="#0072b2", label="chosen, kept")
     lower = axes.barh([y + 0.2 for y in rows], again, 0.38, color="#e69f00", label="planned again")
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for bars, texts in (
         (upper, [looks.number(rate) for rate in kept]),
         (lower, [looks.outcome(change) for change in plan.changes]),
     ):
-        axes.bar_label(bars, texts, padding=4, fontsize=9, bbox=plain)
+        axes.bar_label(bars, texts, padding=4, fontsize=9, bbox=_PLAIN)
     axes.axvline(plan.best.rate, color=GREY, linestyle="-.", label="as asked")
     axes.set_xlim(0, 1.4 * max(plan.best.rate, *kept, *again))
     axes.set_yticks(list(rows), labels)
