@@ -26,6 +26,7 @@ from planner.workload import RequestClass, Workload
 
 PROMPT_CHUNK_TOKENS = 16384
 MIXED_CHUNKS = (1024, 4096, 16384)
+_COMPUTED = 4
 _LOCAL_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -125,15 +126,20 @@ class Search:
         return ttft, tpot
 
     def _aggregated(self, tpot_s: float) -> Split | None:
+        ttft = self.targets.ttft_s
         found = [
             (self.devices // replica.devices * point.rate, replica, point)
             for replica, point in self._points(self._mixtures, tpot_s)
         ]
         if not found:
             return None
-        _, replica, near = max(found, key=lambda f: f[0])
-        point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
-        count = self.devices // replica.devices
+        # Interpolated rates are a little low, and not all alike: the best few are computed.
+        found.sort(key=lambda f: -f[0])
+        computed = [
+            (self.devices // replica.devices, replica, replica.sharpened(near, ttft, tpot_s))
+            for _, replica, near in found[:_COMPUTED]
+        ]
+        count, replica, point = max(computed, key=lambda c: c[0] * c[2].rate)
         layout, chunk = replica.cost.layout, replica.chunk_tokens
         pool = Pool("aggregated", layout, count, chunk, point.batch, 1.0)
         return Split(
