@@ -26,7 +26,7 @@ from deploy.plan_looks import (
 )
 from planner.advice import describe
 from planner.cost import Part
-from planner.plan import Plan
+from planner.planning import Plan
 from planner.quantity import seconds_text
 from planner.split import Split
 from planner.steps import PoolStep, Roof, roofs, typical_steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from planner.plan import Change, Question
+from planner.planning import Change, Question
 from planner.quantity import seconds_text
 from planner.split import Mode, Split
 from planner.steps import PoolStep

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deploy import plan_looks as looks
 from deploy.plan_looks import CHOSEN, GREY, KINDS, MODES
-from planner.plan import Plan
+from planner.planning import Plan
 from planner.quantity import seconds_text
 from planner.steps import roofs, typical_steps
 

@@ -18,7 +18,7 @@ from deploy import plan_looks as looks
 from deploy.plan_figures import figures
 from eastwest.errors import ConfigError
 from planner.advice import describe
-from planner.plan import LEVEL, Plan
+from planner.planning import LEVEL, Plan
 from planner.quantity import seconds_text
 
 

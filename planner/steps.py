@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from planner.closed_loop import chunks
 from planner.cost import CostModel, Row, StepCost
 from planner.hardware import Device, Efficiency
-from planner.plan import Question
+from planner.planning import Question
 from planner.precision import BITS, multiplied_in
 from planner.split import Mode, Pool, Split
 from planner.stacks import Stack

@@ -6,7 +6,7 @@ import functools
 
 from planner.hardware import find_device
 from planner.models import find_model
-from planner.plan import Plan, Question, plan
+from planner.planning import Plan, Question, plan
 from planner.precision import Precision
 from planner.split import Targets
 from planner.stacks import find_stack

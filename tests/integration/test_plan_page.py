@@ -13,7 +13,7 @@ import pytest
 
 from deploy.plan_figures import figures
 from deploy.plan_report import write_html
-from planner.plan import Plan
+from planner.planning import Plan
 from tests.plans import dense_plan, lone_plan
 
 CHROMIUM = Path("/usr/bin/chromium")

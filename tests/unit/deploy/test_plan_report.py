@@ -20,7 +20,7 @@ from deploy.plan_looks import number, share
 from deploy.plan_report import html, write_html, write_png
 from eastwest.errors import ConfigError
 from planner.advice import describe
-from planner.plan import Plan
+from planner.planning import Plan
 from planner.split import Mode
 from tests.plans import dense_plan, lone_plan
 

@@ -8,7 +8,7 @@ import pytest
 
 from eastwest.layout import ParallelLayout
 from planner.cost import CostModel, Row
-from planner.plan import Question
+from planner.planning import Question
 from planner.split import Mode, Pool, Split
 from planner.steps import roofs, typical_steps, work_of
 from tests.plans import dense_plan, lone_plan, question
