@@ -53,7 +53,7 @@ def hold(rig: Rig, worker_id: str, steps: int) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("steps", [0, 1, 2, 7, 8, 31])
+@pytest.mark.parametrize("steps", [0, 1, 2, 7, 8, 31, COUNT - 2])
 async def test_a_decode_worker_that_dies_at_any_step(
     tiny_model_dir: Path, sampling: SamplingParams, steps: int
 ) -> None:

@@ -104,8 +104,15 @@ async def disturbed(rig: Rig, engine: Held, sampling: SamplingParams) -> Complet
     return completion
 
 
-@pytest.mark.parametrize("steps", [0, 6])
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    # Behind 18 tokens the next may be an ending one, behind 29 it is the last.
+    [
+        *((name, steps) for name in SAMPLINGS for steps in (0, 6)),
+        ("min_tokens", 17),
+        ("greedy", 28),
+    ],
+)
 async def test_the_rest_of_a_stream_is_what_it_would_have_been(
     tiny_model_dir: Path, checkpoint: Path, name: str, steps: int
 ) -> None:
