@@ -30,6 +30,7 @@ from eastwest.errors import (
     DeadlineExceeded,
     EastWestError,
     ErrorCode,
+    InvalidArgument,
     Phase,
     Unavailable,
     error_from,
@@ -261,7 +262,8 @@ class Lifecycle:
         if event.code is ErrorCode.DEADLINE_EXCEEDED:
             # The same deadline as ours, seen by another clock; where the request was, we know.
             error = self._too_late()
-        elif error.status.retriable:
+        elif error.status.retriable or (attempt.resumed and isinstance(error, InvalidArgument)):
+            # What others have taken is not the client's fault: this worker is too small for it.
             error = Unavailable(f"{worker} failed: {event.message}", phase=event.phase)
         self._lose(worker, error, out)
 

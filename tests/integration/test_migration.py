@@ -175,6 +175,20 @@ async def test_attempts_that_are_used_up_end_in_an_error_that_names_the_phase(
         assert caught.value.status.retriable
 
 
+async def test_what_no_prefill_worker_can_hold_any_more_ends_in_a_retriable_error(
+    tiny_model_dir: Path,
+) -> None:
+    async with a_rig(tiny_model_dir, decode=2, config=a_config(prefill={"kv_tokens": 64})) as rig:
+        hold(rig, "decode-0", 31)
+        tokens = asyncio.ensure_future(
+            tokens_of(rig.client.generate(a_prompt(40), sampling=GREEDY))
+        )
+        await until_held(rig, "decode-0")
+        async with lost(rig, "decode-0"):
+            with pytest.raises(Unavailable, match="needs 9 KV blocks; one sequence can have 8"):
+                await tokens
+
+
 async def test_an_engine_that_fails_may_be_the_only_one(tiny_model_dir: Path) -> None:
     async with a_rig(tiny_model_dir, decode=3) as rig:
         hold(rig, "decode-0", 5)
