@@ -26,8 +26,8 @@ FUNCTION_LINES_MAX = 70
 SETTINGS_MAX = 60
 # Modules that decide: told what happened and the time, they do no I/O and read no clock.
 DECIDING = (
-    "router/scheduler.py", "router/lifecycle.py", "router/placement.py", "router/admission.py",
-    "router/fair_queue.py",
+    "router/scheduler.py", "router/lifecycle.py", "router/attempt.py", "router/placement.py",
+    "router/admission.py", "router/fair_queue.py",
     "router/fleet.py", "router/requests.py", "router/edge.py", "prefill_pool/scheduler.py",
     "decode_pool/scheduler.py", "decode_pool/residency.py", "kv_transfer/plan.py",
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
