@@ -6,6 +6,7 @@ Rates are of dense arithmetic; links count one direction, each device by itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -157,9 +158,8 @@ def find_device(source: str) -> Device:
     begun = [known for known in _files() if name and known.startswith(name)]
     if name in _files() or len(begun) == 1:
         return _load(name if name in _files() else begun[0])
-    path = Path(source)
-    if path.is_file():
-        return read_device(path)
+    if os.path.isfile(source):  # False, too, for what cannot be a path
+        return read_device(Path(source))
     raise ConfigError(
         f"hardware {source!r} is neither in the catalogue nor a file; {nearest(name, _files())}, "
         f"or the path of a YAML file"
