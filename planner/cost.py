@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from eastwest.layout import ParallelLayout
 from planner.hardware import Device
-from planner.memory import kv_heads_share
+from planner.memory import attention_params_of_rank, kv_heads_share
 from planner.model_shape import ModelShape
 from planner.network import Network
 from planner.precision import Precision, bytes_of, multiplied_in
@@ -317,17 +317,6 @@ def attended(new: float, past: float, window: int | None) -> tuple[float, float]
         return new * window, min(past, window)
     growing = window - past  # queries that see less than a whole window
     return growing * past + growing * (growing + 1) / 2 + (new - growing) * window, past
-
-
-def attention_params_of_rank(model: ModelShape, tp: int) -> float:
-    """Projections on one tensor-parallel rank: KV heads are replicated where tp exceeds them, and
-    the projections to a latent are on every rank."""
-    if model.latent is None:
-        heads = model.heads / tp + max(model.kv_heads / tp, 1)
-        return 2 * model.hidden * model.head_dim * heads
-    c = model.latent
-    down = model.hidden * (c.rank + c.rope_dim + (c.query_rank or 0))
-    return down + (model.attention_params - down) / tp
 
 
 def _times(part: Part, count: int) -> Part:
