@@ -141,21 +141,25 @@ class MixedReplica:
                 high = middle.batch
         return best
 
-    def at_rate(self, rate: float) -> Operating:
-        """The operating point of the smallest batch that serves `rate`, or the largest batch."""
-        low, high = 0.0, self.curve[-1].batch
+    def rate_beyond(self, point: Operating) -> float:
+        """The rate of the next point of the curve: more than `sharpened` makes of this one."""
+        return next((p.rate for p in self.curve if p.batch > point.batch), point.rate)
+
+    def at_rate(self, rate: float, most: Operating) -> Operating:
+        """The operating point of the smallest batch that serves `rate`, which `most` does."""
+        low, best = 0.0, most
         for point in self.curve:
-            if point.rate >= rate:
-                high = point.batch
+            if point.batch >= most.batch or point.rate >= rate:
+                best = min(best, point, key=lambda p: p.batch)
                 break
             low = point.batch
         for _ in range(8):
-            middle = (low + high) / 2
-            if self._operate(middle).rate >= rate:
-                high = middle
+            middle = self._operate((low + best.batch) / 2)
+            if middle.rate >= rate:
+                best = middle
             else:
-                low = middle
-        return self._operate(high)
+                low = middle.batch
+        return best
 
     def _batches(self) -> list[float]:
         """Mean batches to try: one sequence a group, and up to what there is room for."""

@@ -8,6 +8,7 @@ rate: the lesser of what each can serve is what they serve together.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ from planner.hardware import Device
 from planner.layouts import candidates
 from planner.links import Links
 from planner.model_shape import ModelShape
-from planner.pairing import Matching, Pairing
+from planner.pairing import Matching
 from planner.precision import Precision
 from planner.replicas import MixedReplica, Operating, PromptReplica
 from planner.split import Mode, Pool, Split, Targets
@@ -108,7 +109,9 @@ class Search:
         first, moved = split.pools[0], sum(c.share for c in remote)
         prompts = PromptReplica(self._cost(first.layout), remote, first.chunk_tokens)
         decode = self._mixed(last.layout, local, last.chunk_tokens)
-        point = _exact(decode, t)
+        matching = Matching(self.workload, t, self.links, self.devices, moved)
+        left = t.tpot_s - matching.late_s(prompts, decode)
+        point = _exact(decode, replace(t, tpot_s=left))
         if point is None:
             return 0.0
         cv = self.workload.arrival_cv
@@ -125,14 +128,19 @@ class Search:
         return ttft, tpot
 
     def _aggregated(self, tpot_s: float) -> Split | None:
-        found = [
-            (self.devices // replica.devices * point.rate, replica, point)
-            for replica, point in self._points(self._mixtures, tpot_s)
-        ]
-        if not found:
+        points = self._points(self._mixtures, tpot_s)
+        points.sort(key=lambda rp: -(self.devices // rp[0].devices * rp[1].rate))
+        best: tuple[float, MixedReplica, Operating] | None = None
+        for replica, near in points:
+            count = self.devices // replica.devices
+            if best is not None and count * replica.rate_beyond(near) <= best[0]:
+                continue  # not even what lies beyond would be better
+            point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
+            if best is None or count * point.rate > best[0]:
+                best = count * point.rate, replica, point
+        if best is None:
             return None
-        _, replica, near = max(found, key=lambda f: f[0])
-        point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
+        _, replica, point = best
         count = self.devices // replica.devices
         layout, chunk = replica.cost.layout, replica.chunk_tokens
         pool = Pool("aggregated", layout, count, chunk, point.batch, 1.0)
@@ -142,8 +150,9 @@ class Search:
         )  # fmt: skip
 
     def _disaggregated(self, tpot_s: float) -> Split | None:
-        matching = Matching(self.workload, self.targets, self.links, self.devices)
-        pairing = self._matched(matching, self._prompts, self._decodes, tpot_s)
+        targets = replace(self.targets, tpot_s=tpot_s)
+        matching = Matching(self.workload, targets, self.links, self.devices)
+        pairing = matching.best(self._prompts, self._points(self._decodes, tpot_s))
         return None if pairing is None else matching.settle(Mode.DISAGGREGATED, pairing)
 
     def _conditional(self, tpot_s: float) -> Split | None:
@@ -154,32 +163,19 @@ class Search:
             return None
         prompt_layout, decode_layout = (pool.layout for pool in pure.pools)
         by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
+        targets = replace(self.targets, tpot_s=tpot_s)
         best: Split | None = None
         for share in _LOCAL_SHARES:
             local, remote = cut(by_length, share)
             if not local or not remote:
                 continue
             moved = sum(c.share for c in remote)
-            matching = Matching(self.workload, self.targets, self.links, self.devices, moved)
+            matching = Matching(self.workload, targets, self.links, self.devices, moved)
             prompts, mixed = self._kept(prompt_layout, decode_layout, share, local, remote)
-            pairing = self._matched(matching, prompts, mixed, tpot_s)
+            pairing = matching.best(prompts, self._points(mixed, tpot_s))
             if pairing is not None and (best is None or pairing.rate > best.rate):
                 best = matching.settle(Mode.CONDITIONAL, pairing, local[-1].fresh)
         return best
-
-    def _matched(
-        self,
-        matching: Matching,
-        prompts: Sequence[PromptReplica],
-        decodes: Sequence[MixedReplica],
-        tpot_s: float,
-    ) -> Pairing | None:
-        """The best pair by interpolated points, and then by the computed ones of its replicas."""
-        near = matching.best(prompts, self._points(decodes, tpot_s))
-        if near is None:
-            return None
-        point = near.decode.sharpened(near.point, self.targets.ttft_s, tpot_s)
-        return matching.best([near.prompt], [(near.decode, point)])
 
     def _kept(
         self,
