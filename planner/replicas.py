@@ -108,7 +108,7 @@ class MixedReplica:
         self.room = sequences_that_fit(
             cost.model, cost.layout, cost.precision, cost.device, workload.held
         )
-        self.curve = tuple(self._operate(batch) for batch in self._batches())
+        self.curve = tuple(self.operate(batch) for batch in self._batches())
 
     @property
     def devices(self) -> int:
@@ -133,7 +133,7 @@ class MixedReplica:
         low = max((p for p in self.curve if p.batch <= point.batch), key=lambda p: p.batch)
         best, high = low, most
         for _ in range(8):
-            middle = self._operate((low.batch + high) / 2)
+            middle = self.operate((low.batch + high) / 2)
             if middle.tpot_s <= tpot_s and middle.ttft_s <= ttft_s:
                 low = middle
                 best = max(best, middle, key=lambda p: p.rate)
@@ -154,24 +154,15 @@ class MixedReplica:
                 break
             low = point.batch
         for _ in range(8):
-            middle = self._operate((low + best.batch) / 2)
+            middle = self.operate((low + best.batch) / 2)
             if middle.rate >= rate:
                 best = middle
             else:
                 low = middle.batch
         return best
 
-    def _batches(self) -> list[float]:
-        """Mean batches to try: one sequence a group, and up to what there is room for."""
-        dp = self.cost.layout.dp
-        most = _mean_that_fits(self.room)
-        sizes, batch = [], float(dp)
-        while batch < most:
-            sizes.append(batch)
-            batch *= 2.0
-        return [*sizes, most] if most >= dp else []
-
-    def _operate(self, batch: float) -> Operating:
+    def operate(self, batch: float) -> Operating:
+        """What `batch` sequences in the mean make of it."""
         workload, osl = self._workload, self._workload.osl
         step = token_period(self.cost, batch, workload.context)
         high = token_period(self.cost, batch + self._z * math.sqrt(batch), workload.context)
@@ -186,6 +177,16 @@ class MixedReplica:
         rate = batch / (osl * tpot)
         ttft = self._ttft(rate, step, added)
         return Operating(batch, tpot + spread, tpot, ttft, rate, 1 - step / tpot)
+
+    def _batches(self) -> list[float]:
+        """Mean batches to try: one sequence a group, and up to what there is room for."""
+        dp = self.cost.layout.dp
+        most = _mean_that_fits(self.room)
+        sizes, batch = [], float(dp)
+        while batch < most:
+            sizes.append(batch)
+            batch *= 2.0
+        return [*sizes, most] if most >= dp else []
 
     def _added(self, batch: float) -> list[tuple[float, float]]:
         """What a prompt of each class in each group adds to the steps that carry them."""

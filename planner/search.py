@@ -98,7 +98,7 @@ class Search:
                 return 0.0
         last, t = split.pools[-1], self.targets
         if split.mode is Mode.AGGREGATED:
-            replica = self._mixed(last.layout, self.workload.classes, last.chunk_tokens)
+            replica = self.replica(last.layout, self.workload.classes, last.chunk_tokens)
             point = _exact(replica, t)
             return 0.0 if point is None else last.replicas * point.rate
         by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
@@ -108,7 +108,7 @@ class Search:
             return 0.0
         first, moved = split.pools[0], sum(c.share for c in remote)
         prompts = PromptReplica(self._cost(first.layout), remote, first.chunk_tokens)
-        decode = self._mixed(last.layout, local, last.chunk_tokens)
+        decode = self.replica(last.layout, local, last.chunk_tokens)
         matching = Matching(self.workload, t, self.links, self.devices, moved)
         left = t.tpot_s - matching.late_s(prompts, decode)
         point = _exact(decode, replace(t, tpot_s=left))
@@ -156,12 +156,12 @@ class Search:
         return None if pairing is None else matching.settle(Mode.DISAGGREGATED, pairing)
 
     def _conditional(self, tpot_s: float) -> Split | None:
-        """The layouts of the best disaggregated pair, with a share of the shortest prompts kept
-        where they decode."""
-        pure = self.best(Mode.DISAGGREGATED, tpot_s)
+        """The prompt layout of the best disaggregated pair, with a share of the shortest prompts
+        kept where they decode: in its decode layout, or in that which is best aggregated."""
+        pure, mixed = self.best(Mode.DISAGGREGATED, tpot_s), self.best(Mode.AGGREGATED, tpot_s)
         if pure is None:
             return None
-        prompt_layout, decode_layout = (pool.layout for pool in pure.pools)
+        decode_layouts = {split.pools[-1].layout: None for split in (pure, mixed) if split}
         by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
         targets = replace(self.targets, tpot_s=tpot_s)
         best: Split | None = None
@@ -171,29 +171,29 @@ class Search:
                 continue
             moved = sum(c.share for c in remote)
             matching = Matching(self.workload, targets, self.links, self.devices, moved)
-            prompts, mixed = self._kept(prompt_layout, decode_layout, share, local, remote)
-            pairing = matching.best(prompts, self._points(mixed, tpot_s))
+            prompts = self._prompts_from(pure.pools[0].layout, share, remote)
+            decodes = [r for x in decode_layouts for r in self._decodes_with(x, share, local)]
+            pairing = matching.best(prompts, self._points(decodes, tpot_s))
             if pairing is not None and (best is None or pairing.rate > best.rate):
                 best = matching.settle(Mode.CONDITIONAL, pairing, local[-1].fresh)
         return best
 
-    def _kept(
-        self,
-        prompt_layout: ParallelLayout,
-        decode_layout: ParallelLayout,
-        share: float,
-        local: Sequence[RequestClass],
-        remote: Sequence[RequestClass],
-    ) -> tuple[list[PromptReplica], list[MixedReplica]]:
-        """Replicas for prompts cut at `share`, evaluated once."""
-        first, second = (prompt_layout, share), (decode_layout, share)
-        if first not in self._remote:
-            cost = self._cost(prompt_layout)
-            self._remote[first] = [PromptReplica(cost, remote, PROMPT_CHUNK_TOKENS)]
-        if second not in self._local:
-            chunked = [self._mixed(decode_layout, local, chunk) for chunk in MIXED_CHUNKS]
-            self._local[second] = chunked
-        return self._remote[first], self._local[second]
+    def _prompts_from(
+        self, layout: ParallelLayout, share: float, remote: Sequence[RequestClass]
+    ) -> list[PromptReplica]:
+        """For prompts longer than those of `share` of the requests, evaluated once."""
+        if (layout, share) not in self._remote:
+            self._remote[layout, share] = [self.prompts(layout, remote)]
+        return self._remote[layout, share]
+
+    def _decodes_with(
+        self, layout: ParallelLayout, share: float, local: Sequence[RequestClass]
+    ) -> list[MixedReplica]:
+        """With the other prompts, evaluated once."""
+        if (layout, share) not in self._local:
+            chunked = [self.replica(layout, local, chunk) for chunk in MIXED_CHUNKS]
+            self._local[layout, share] = chunked
+        return self._local[layout, share]
 
     def _points(
         self, replicas: Iterable[MixedReplica], tpot_s: float
@@ -203,28 +203,35 @@ class Search:
 
     @cached_property
     def _prompts(self) -> list[PromptReplica]:
-        classes = self.workload.classes
-        return [
-            PromptReplica(self._cost(layout), classes, PROMPT_CHUNK_TOKENS)
-            for layout in self.layouts
-        ]
+        return [self.prompts(layout) for layout in self.layouts]
 
     @cached_property
     def _decodes(self) -> list[MixedReplica]:
-        return [self._mixed(layout, (), PROMPT_CHUNK_TOKENS) for layout in self.layouts]
+        return [self.replica(layout) for layout in self.layouts]
 
     @cached_property
     def _mixtures(self) -> list[MixedReplica]:
         classes = self.workload.classes
-        return [self._mixed(layout, classes, c) for layout in self.layouts for c in MIXED_CHUNKS]
+        return [self.replica(layout, classes, c) for layout in self.layouts for c in MIXED_CHUNKS]
 
-    def _mixed(
-        self, layout: ParallelLayout, prompts: Sequence[RequestClass], chunk_tokens: int
+    def replica(
+        self,
+        layout: ParallelLayout,
+        prompts: Sequence[RequestClass] = (),
+        chunk_tokens: int = PROMPT_CHUNK_TOKENS,
     ) -> MixedReplica:
+        """One that decodes, and computes `prompts` between; not kept."""
         percentile = self.targets.percentile
         z = max(NormalDist().inv_cdf(percentile), 0.0)
         cost = self._cost(layout)
         return MixedReplica(cost, self.workload, prompts, chunk_tokens, percentile, z)
+
+    def prompts(
+        self, layout: ParallelLayout, classes: Sequence[RequestClass] | None = None
+    ) -> PromptReplica:
+        """One that computes the prompts of `classes`, or of all; not kept."""
+        among = self.workload.classes if classes is None else classes
+        return PromptReplica(self._cost(layout), among, PROMPT_CHUNK_TOKENS)
 
     def _cost(self, layout: ParallelLayout) -> CostModel:
         return CostModel(self.model, layout, self.precision, self.device, self.stack, self.skew)
