@@ -106,7 +106,7 @@ def _records(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield reader.line_num, f"it is not CSV: {error}"
+            yield reader.reader.line_num, f"it is not CSV: {error}"
             continue
         if fields is None:
             return
@@ -157,14 +157,14 @@ def _time(fields: Mapping[str, Any]) -> float | None:
     value = fields[name]
     try:
         seconds = float(value) * (1e-3 if name == "timestamp" else 1.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     else:
         if not math.isfinite(seconds):
             raise ValueError(f"{name} is {value!r}, neither a number nor a date")
         return seconds
     try:
-        moment = datetime.fromisoformat(str(value)[:26])
+        moment = datetime.fromisoformat(str(value))
     except ValueError:
         raise ValueError(f"{name} is {value!r}, neither a number nor a date") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def a_search(question: Question) -> Search:
 
 
 # model, device, devices, (isl, osl), (TTFT, TPOT), and what else differs.
-_ASKED: dict[str, tuple[str, str, int, tuple[int, int], tuple[float, float], dict[str, float]]] = {
+_ASKED: dict[str, tuple[str, str, int, tuple[int, int], tuple[float, float], dict[str, Any]]] = {
     "8b on 4": ("llama-3.1-8b", "h100", 4, (2000, 200), (0.6, 0.03), {}),
     "8b on 8, tight": ("llama-3.1-8b", "h100", 8, (8000, 500), (1.0, 0.02), {}),
     "8b on 12, short": ("llama-3.1-8b", "h100", 12, (500, 100), (0.08, 0.02), {}),
