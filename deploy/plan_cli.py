@@ -75,6 +75,10 @@ def plan_command(
     png_file: Annotated[Path | None, typer.Option("--png", help="Write the plots.")] = None,
 ) -> None:
     """Plan layouts and the prefill/decode split; or say not to split at all."""
+    if trace is not None and (isl is not None or osl is not None):
+        raise ConfigError("a trace has lengths of its own; allowed: --trace, or --isl and --osl")
+    if prefix_cache and trace is None:
+        raise ConfigError("--prefix-cache is for a trace; allowed: with --trace, else --reuse")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     question = ask(
         model,

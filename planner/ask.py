@@ -68,6 +68,7 @@ def ask(
         Targets(ttft_s, tpot_s, percentile),
         price,
         availability,
+        model.strip(),
     )
 
 

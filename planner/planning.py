@@ -33,7 +33,8 @@ LEVEL = 0.03
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is to be planned. price_per_hour: of one device, in dollars; 0 where not known.
-    availability: hosts are held back so that what is used is up with this probability."""
+    availability: hosts are held back so that what is used is up with this probability.
+    source: how the model was named: in the catalogue, on the hub, or as a path."""
 
     model: ModelShape
     device: Device
@@ -44,6 +45,7 @@ class Question:
     targets: Targets
     price_per_hour: float = 0.0
     availability: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
