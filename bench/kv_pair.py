@@ -17,25 +17,28 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
+from xxhash import xxh3_64
 
 from eastwest.clock import SystemClock
 from eastwest.config import KVConfig
 from eastwest.heap import keep_freed_memory
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
-from eastwest.paged_kv import PagedKV, pool_bytes
+from eastwest.paged_kv import Bytes, PagedKV, pool_bytes
 from kv_transfer.frame_codec import message_bytes
 from kv_transfer.grpc_delivery import GrpcTransport
 from kv_transfer.push_server import PushServer
 from kv_transfer.ranks import Arrived, Opening
 from kv_transfer.receiver import Receiver
 from kv_transfer.sender import KvSender
-from kv_transfer.shared_memory import SharedMemory, SharedPool
+from kv_transfer.shared_memory import MappedPool, SharedMemory, SharedPool
 from kv_transfer.transport import TransportProvider
 
 TOTAL_BYTES = 256 << 20
 LIMIT_S = 60.0
-CONFIG = KVConfig(frame_bytes=4 << 20)
+CONFIG = KVConfig()
+_TCP_BYTES = 4 << 20  # of one call: faster than more
+_PIECE_BYTES = 1 << 19  # of one copy that is hashed afterwards
 _SPEC = KVSpec(num_layers=30, num_kv_heads=3, key_dim=64, value_dim=64, dtype="bfloat16")
 
 
@@ -162,7 +165,7 @@ def _take_tcp(listener: socket.socket) -> None:
         with connection:
             received = 0
             while received < TOTAL_BYTES:
-                received += connection.recv_into(memory[received : received + CONFIG.frame_bytes])
+                received += connection.recv_into(memory[received : received + _TCP_BYTES])
             connection.sendall(b"!")
 
 
@@ -177,7 +180,10 @@ class Source:
             Transport.GRPC: GrpcTransport(),
             Transport.SHARED_MEMORY: SharedMemory(),
         }
-        self._senders = {name: self._sender(shape) for name, shape in SHAPES.items()}
+        pools = {name: _filled(shape) for name, shape in SHAPES.items()}
+        self._senders = {name: self._sender(SHAPES[name], pool) for name, pool in pools.items()}
+        self._pool = pools["contiguous"]
+        self._their_pool = MappedPool(self._endpoints["contiguous"].memory).memory
         self._bytes = np.random.default_rng(0).integers(0, 256, TOTAL_BYTES, np.uint8)
         self._copy = np.zeros_like(self._bytes)
         self._transfers = 0
@@ -187,8 +193,8 @@ class Source:
         source = self._bytes.data
         with socket.create_connection(("127.0.0.1", self._tcp_port)) as connection:
             begin = time.perf_counter()
-            for start in range(0, TOTAL_BYTES, CONFIG.frame_bytes):
-                connection.sendall(source[start : start + CONFIG.frame_bytes])
+            for start in range(0, TOTAL_BYTES, _TCP_BYTES):
+                connection.sendall(source[start : start + _TCP_BYTES])
             connection.recv(1)
             return time.perf_counter() - begin
 
@@ -196,6 +202,19 @@ class Source:
         """Seconds of one copy of 256 MiB within this process."""
         begin = time.perf_counter()
         self._copy[...] = self._bytes
+        return time.perf_counter() - begin
+
+    def copy_and_hash(self) -> float:
+        """Seconds of the same from one shared pool to another, hashed as it is copied: all that a
+        sender of shared memory cannot leave out, and nothing else."""
+        source, target = self._pool, self._their_pool
+        begin = time.perf_counter()
+        check = xxh3_64()
+        for start in range(0, TOTAL_BYTES, _PIECE_BYTES):
+            piece = source[start : start + _PIECE_BYTES]
+            target[start : start + _PIECE_BYTES] = piece
+            check.update(piece.data)
+        check.intdigest()
         return time.perf_counter() - begin
 
     async def push(self, name: str, transport: Transport) -> float:
@@ -238,9 +257,15 @@ class Source:
             await sender.close()
         self._commands.send(None)
 
-    def _sender(self, shape: Shape) -> KvSender:
+    def _sender(self, shape: Shape, pool: Bytes) -> KvSender:
         layout = shape.layout
         shard = shard_of(_SPEC, layout, 0)
-        memory = np.random.default_rng(1).integers(0, 256, shape.bytes, np.uint8)
-        kv = PagedKV(memory.data, _SPEC, shard, shape.num_blocks, shape.block_tokens)
+        kv = PagedKV(pool.data, _SPEC, shard, shape.num_blocks, shape.block_tokens)
         return KvSender(kv, layout, 0, self._providers, CONFIG, SystemClock(), fingerprint="bench")
+
+
+def _filled(shape: Shape) -> Bytes:
+    """The sender's pool, which is shared memory as in serving."""
+    pool = np.frombuffer(SharedPool(shape.bytes).buffer, np.uint8)
+    pool[...] = np.random.default_rng(1).integers(0, 256, shape.bytes, np.uint8)
+    return pool

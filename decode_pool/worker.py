@@ -241,6 +241,8 @@ class DecodeWorker:
         return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
     async def _open(self, work: Work) -> None:
+        if work.state is WorkState.ENDED:
+            return  # dropped in the moment in which it got its blocks
         ticket = self._tickets.issue(work)
         self._transfers[ticket.transfer_id] = work
         work.transfer_id = ticket.transfer_id

@@ -132,6 +132,7 @@ def _question(q: Question) -> dict[str, Any]:
         },
         "price_per_hour": q.price_per_hour,
         "availability": q.availability,
+        "skew": q.skew,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ because they share this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from eastwest.answers import (
@@ -78,24 +78,30 @@ def resolve_sampling(
         raise InvalidArgument(f"sampling parameters cannot be sent: {error}") from error
 
 
-def address_request(
-    request: inference.GenerateRequest | inference.ChatRequest,
-    session: str | None,
-    must_exist: bool,
-    *,
-    request_id: str,
-    model: str,
-    tenant: str,
-) -> None:
-    """Fill in what says whose request this is, and of which conversation."""
-    if must_exist and session is None:
-        raise InvalidArgument("must_exist is set without a session; allowed: with a session only")
-    try:
-        request.request_id, request.model, request.tenant = request_id, model, tenant
-        if session is not None:
-            request.session.id, request.session.must_exist = session, must_exist
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"a name cannot be sent: {error}") from error
+@dataclass(frozen=True, slots=True)
+class Addressing:
+    """What says whose request it is, of which conversation, and how urgent; as in `generate`."""
+
+    tenant: str
+    session: str | None
+    must_exist: bool
+    request_id: str
+    model: str
+    priority: int
+
+    def fill(self, request: inference.GenerateRequest | inference.ChatRequest) -> None:
+        """Put it into `request`. Ranges are for the server to judge."""
+        if self.must_exist and self.session is None:
+            raise InvalidArgument(
+                "must_exist is set without a session; allowed: with a session only"
+            )
+        try:
+            request.request_id, request.model = self.request_id, self.model
+            request.tenant, request.priority = self.tenant, self.priority
+            if self.session is not None:
+                request.session.id, request.session.must_exist = self.session, self.must_exist
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"a name or the priority cannot be sent: {error}") from error
 
 
 def prompt_to_wire(prompt: Prompt) -> inference.GenerateRequest:

@@ -89,7 +89,7 @@ class KVConfig(Section):
 
     block_tokens: int = Field(16, ge=1, le=1024, description="tokens of one block")
     frame_bytes: int = Field(
-        4 << 20,
+        16 << 20,
         ge=1 << 12,
         le=FRAME_BYTES_MAX,
         description="payload of one transfer frame, at most",

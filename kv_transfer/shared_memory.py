@@ -137,14 +137,15 @@ class SharedMemoryDelivery:
 
     def __init__(self, pool: PagedKV, ticket: Ticket, gate: Gate) -> None:
         self._pool = pool
-        self._ticket = ticket
+        self._first_block = ticket.first_block
+        self._blocks = np.array(ticket.blocks, np.intp)
         self._gate = gate
 
     async def pack(self, header: Header, outgoing: Outgoing) -> Message:
         """See `Delivery.pack`."""
         header, region = replace(header, in_place=True), header.region
-        first = self._ticket.first_block
-        blocks = self._ticket.blocks[region.blocks.start - first : region.blocks.stop - first]
+        first = self._first_block
+        blocks = self._blocks[region.blocks.start - first : region.blocks.stop - first]
         with self._gate.writing():
             checksum = outgoing.copy_to(self._pool, blocks, region, checksum_seed(header))
         return (encode_in_place(header, checksum),)

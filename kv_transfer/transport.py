@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from eastwest.messages import RankEndpoint, Ticket, Transport
-from eastwest.paged_kv import PagedKV
+from eastwest.paged_kv import Blocks, PagedKV
 from eastwest.ports import Buffer
 from kv_transfer.frame_codec import Header, Message
 from kv_transfer.plan import Region
@@ -29,7 +29,7 @@ class Outgoing(Protocol):
         """The same in flat pieces, in order: views of where it lies where those are long, which
         stay as they are until the push is stopped; else one new buffer."""
 
-    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region, seed: int) -> int:
+    def copy_to(self, pool: PagedKV, blocks: Blocks, region: Region, seed: int) -> int:
         """Write the same straight into the receiver's mapped pool, where `blocks` are the
         region's, and return its xxh3_64 with `seed`. May be called in a thread."""
 

@@ -38,12 +38,14 @@ def ask(
     stack: str | None = None,
     price_per_hour: float | None = None,
     availability: float | None = None,
+    skew: float = 1.0,
 ) -> Question:
     """A question, with everything given by name and checked.
 
     devices or budget_per_hour (in dollars, at the device's price) says how many; workload, or isl
     and osl for requests that are all alike. weights: number format, as published where None.
-    stack: serving engine; that of a calibrated device, or `DEFAULT_STACK`, where None. Raises
+    skew: load of the busiest expert-parallel rank over the mean; 1 is even routing. stack: serving
+    engine; that of a calibrated device, or `DEFAULT_STACK`, where None. Raises
     `ConfigError` and `ModelError`, each naming what is allowed.
     """
     device, shape = find_device(hardware), find_model(model)
@@ -53,6 +55,8 @@ def ask(
     asked = _workload(workload, isl, osl)
     _check(asked, shape.context_tokens, shape.name)
     _check_targets(ttft_s, tpot_s, percentile)
+    if not 1 <= skew <= 10:
+        raise ConfigError(f"the skew of experts is {skew:g}; allowed: 1 (even) to 10")
     if stack is not None or device.stack is None:
         engine = find_stack(stack or DEFAULT_STACK)
     else:
@@ -61,13 +65,14 @@ def ask(
     return Question(
         shape,
         device,
-        Precision.named(published, kv),
+        Precision.named(published, kv, sparse=shape.experts is not None),
         engine,
         _devices(devices, budget_per_hour, price),
         asked,
         Targets(ttft_s, tpot_s, percentile),
         price,
         availability,
+        skew,
         model.strip(),
     )
 

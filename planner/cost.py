@@ -161,8 +161,8 @@ class CostModel:
                 name,
                 2 * size / (self._rate("matmul", dtype) * self.stack.matmul),
                 size * bytes_of(dtype) / self._stream(dtype),
-                # About what goes in and comes out of a token, in 16 bits.
-                size**0.5 * 2 * 2 / self.device.memory.bytes_per_s,
+                # About what goes in and comes out of a token.
+                size**0.5 * 2 * bytes_of(precision.activations) / self.device.memory.bytes_per_s,
             )
             for name, (size, dtype) in params.items()
         }
@@ -185,7 +185,8 @@ class CostModel:
         grouped = self.stack.experts("matmul", dtype)
         rate = self._rate("matmul", dtype) * self.stack.matmul * grouped
         stream = self._stream(dtype) * self.stack.experts("weights", dtype)
-        moved = everyone * experts.top_k / ranks * model.hidden * 2 * 2
+        wide = bytes_of(self.precision.activations)
+        moved = everyone * experts.top_k / ranks * model.hidden * 2 * wide
         compute = 2 * work / rate
         memory = weights * bytes_of(dtype) / stream + moved / self.device.memory.bytes_per_s
         parts.append(Part("experts", compute, memory, 0.0, 0.0, max(compute, memory)))
@@ -208,24 +209,27 @@ class CostModel:
         prompt_rate = self._rate("prompt_attention", self._attention_dtype())
         decode_rate = self._rate("matmul", self._attention_dtype())
         stream = self.device.memory.bytes_per_s * self.device.share("kv", self.precision.kv)
-        compute = memory = 0.0
+        sides = {True: [0.0, 0.0], False: [0.0, 0.0]}  # prompts and decodes: kernels of their own
         for row in rows:
             many = row.count / dp
             prompt = row.new > 1
             dims = model.prefill_attended_dims if prompt else model.attended_dims
             rate = prompt_rate if prompt else decode_rate
+            side = sides[prompt]
             for window, layers in self._windows:
                 pairs, read = attended(row.new, row.past, window)
                 if model.indexer is not None:
                     pairs, read = self._sparse(row, pairs, read)
-                compute += layers * many * 2 * dims * pairs / self.layout.tp / rate
-                memory += layers * many * (read + row.new) * spec * share * kv_bytes / stream
+                side[0] += layers * many * 2 * dims * pairs / self.layout.tp / rate
+                side[1] += layers * many * (read + row.new) * spec * share * kv_bytes / stream
             if model.indexer is not None:
                 index = self._index(row)
-                compute += many * index[0] / rate
-                memory += many * index[1] / stream
-        compute, memory = compute / self.stack.attention, memory / self.stack.attention
-        return Part("attention", compute, memory, 0.0, 0.0, max(compute, memory))
+                side[0] += many * index[0] / rate
+                side[1] += many * index[1] / stream
+        scale = 1 / self.stack.attention
+        compute, memory = (sum(side[i] for side in sides.values()) * scale for i in (0, 1))
+        seconds = sum(max(side) for side in sides.values()) * scale
+        return Part("attention", compute, memory, 0.0, 0.0, seconds)
 
     def _sparse(self, row: Row, pairs: float, read: float) -> tuple[float, float]:
         assert self.model.indexer is not None
@@ -301,8 +305,11 @@ class CostModel:
         return self.device.memory.bytes_per_s * share
 
     def _attention_dtype(self) -> str:
-        """Attention is computed in 8 bits only where KV is kept in 8."""
-        return "fp8" if self.precision.kv == "fp8" and "fp8" in self.device.flops_per_s else "bf16"
+        """Attention is computed in 8 bits only where KV is kept in 8, else as wide as
+        activations."""
+        if self.precision.kv == "fp8" and "fp8" in self.device.flops_per_s:
+            return "fp8"
+        return self.precision.activations
 
 
 def attended(new: float, past: float, window: int | None) -> tuple[float, float]:

@@ -23,9 +23,9 @@ def weights_per_rank(model: ModelShape, layout: ParallelLayout, precision: Preci
     ranks = layout.tp * layout.dp if layout.ep > 1 else layout.tp
     count = 0 if model.experts is None else model.experts.count
     experts = sparse * count * model.expert_params / ranks * bytes_of(precision.experts)
-    # Stages at the ends have one of embedding and head each, a copy where they are tied.
-    ends = 1.0 if layout.pp == 1 or model.tied else 0.5
-    embedding = model.embedding_params * ends / tp * bytes_of(precision.head)
+    # With stages the first has the embedding, and the last the output head, tied or not.
+    ends = model.embedding_params if layout.pp == 1 else model.head_params
+    embedding = ends / tp * bytes_of(precision.head)
     return attention + dense * bytes_of(precision.ffn) + experts + embedding
 
 
@@ -67,6 +67,12 @@ def sequences_that_fit(
     return layout.dp * free / kv_of_sequence(model, layout, precision, max(tokens, 1.0))
 
 
+def kv_heads_share(model: ModelShape, tp: int) -> float:
+    """Which share of a token's KV one of `tp` tensor-parallel ranks holds: replicated heads where
+    tp exceeds them, the whole of a latent."""
+    return max(1 / tp, 1 / model.kv_heads)
+
+
 def attention_params_of_rank(model: ModelShape, tp: int) -> float:
     """Projections on one tensor-parallel rank: KV heads are replicated where tp exceeds them, and
     the projections to a latent are on every rank."""
@@ -79,11 +85,5 @@ def attention_params_of_rank(model: ModelShape, tp: int) -> float:
 
 
 def _fullest_stage(model: ModelShape, layout: ParallelLayout) -> float:
-    """Share of the layers that the fullest pipeline stage has."""
+    """The share of the layers that the stage with the most of them has."""
     return math.ceil(model.layers / layout.pp) / model.layers
-
-
-def kv_heads_share(model: ModelShape, tp: int) -> float:
-    """Which share of a token's KV one of `tp` tensor-parallel ranks holds: replicated heads where
-    tp exceeds them, the whole of a latent."""
-    return max(1 / tp, 1 / model.kv_heads)

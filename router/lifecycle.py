@@ -96,6 +96,11 @@ class Lifecycle:
         return _PHASES[self.state]
 
     @property
+    def output_tokens(self) -> int:
+        """Tokens delivered so far."""
+        return len(self._tokens)
+
+    @property
     def settling(self) -> bool:
         """Ended, yet its KV may still be on its way to rest: the output was one token, and the
         prefill worker has not been told to stop."""

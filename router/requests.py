@@ -19,7 +19,8 @@ class Request:
     """A validated request. Times are nanoseconds of the router's clock.
 
     sampling: with its seed resolved. max_tokens: resolved, prompt + max_tokens fits the context.
-    salt: the tenant's cache salt. session_id: "" for none.
+    salt: the tenant's cache salt. session_id: "" for none. priority: more is more urgent, within
+    a tenant.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Request:
     max_tokens: int
     accepted_ns: int
     deadline_ns: int
+    priority: int = 0
 
 
 @dataclass(slots=True)

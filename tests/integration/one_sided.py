@@ -18,7 +18,7 @@ from eastwest.clock import SystemClock
 from eastwest.errors import EastWestError, ErrorCode
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
-from eastwest.paged_kv import PagedKV
+from eastwest.paged_kv import Blocks, PagedKV
 from eastwest.ports import Buffer
 from eastwest.testing.kv_memory import ArrayKVMemory
 from kv_transfer.digest import digest
@@ -79,7 +79,7 @@ class StopsHalfway:
     def parts(self, region: Region) -> Sequence[Buffer]:
         raise AssertionError("shared memory is written, not read")
 
-    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region, seed: int) -> int:
+    def copy_to(self, pool: PagedKV, blocks: Blocks, region: Region, seed: int) -> int:
         middle = len(region.layers) // 2
         for layers in (region.layers[:middle], region.layers[middle:]):
             self._whole.copy_to(pool, blocks, replace(region, layers=layers), seed)

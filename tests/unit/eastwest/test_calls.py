@@ -52,9 +52,12 @@ def test_a_message_has_role_and_content_only(message: dict[str, str]) -> None:
 
 def test_must_exist_without_a_session_is_an_invalid_argument() -> None:
     with pytest.raises(InvalidArgument, match="must_exist"):
-        calls.address_request(
-            inference.GenerateRequest(), None, True, request_id="", model="", tenant=""
-        )
+        calls.Addressing("", None, True, "", "", 0).fill(inference.GenerateRequest())
+
+
+def test_a_priority_that_is_no_number_is_an_invalid_argument() -> None:
+    with pytest.raises(InvalidArgument, match="priority"):
+        calls.Addressing("", None, False, "", "", 1 << 40).fill(inference.GenerateRequest())
 
 
 def test_a_completion_comes_back_whole() -> None:

@@ -24,3 +24,8 @@ def reference_yaml(name: str) -> dict[str, Any]:
     tree = yaml.safe_load(reference(name).read_text(encoding="utf-8"))
     assert isinstance(tree, dict)
     return tree
+
+
+def roofline_reference(name: str) -> Any:
+    """A YAML file of worked numbers. Skips the test where it is absent."""
+    return yaml.safe_load(reference(f"roofline/{name}").read_text(encoding="utf-8"))

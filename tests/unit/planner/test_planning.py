@@ -143,7 +143,9 @@ def test_an_answer_is_whole() -> None:
     assert 0.9 < answer.up <= 1
     assert answer.needs.kv_bytes_per_token == 131_072
     for change in answer.changes:
-        assert change.best is None or 0 <= change.kept <= change.best.rate * 1.01, change.what
+        # A simpler way of serving may have been chosen, which is level.
+        most = 0.0 if change.best is None else change.best.rate / (1 - LEVEL)
+        assert 0 <= change.kept <= most * 1.01, change.what
     dollars = answer.dollars_per_million_tokens(answer.best)
     assert dollars == pytest.approx(
         answer.best.devices * 2.5 / 3600 / answer.best.tokens_per_s * 1e6

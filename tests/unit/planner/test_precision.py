@@ -52,9 +52,13 @@ def test_every_format_is_a_mixture_by_name(name: str) -> None:
 
 def test_kv_has_a_format_of_its_own() -> None:
     assert Precision.named("fp8", "fp8").kv == "fp8"
-    assert Precision.named("fp8").with_dense("bf16") == Precision(
-        "bf16", "bf16", "fp8", "bf16", "bf16"
-    )
+    assert Precision.named("fp8").kv == "bf16"
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4"])
+def test_four_bits_are_for_experts_where_there_are_some(name: str) -> None:
+    assert Precision.named(name).attention == "bf16"
+    assert Precision.named(name, sparse=False).attention == name
 
 
 @pytest.mark.parametrize(("weights", "kv"), [("fp9", None), ("bf16", "fp9"), ("BF-16", None)])
