@@ -12,7 +12,7 @@ from planner.replicas import MixedReplica, Operating, PromptReplica
 from planner.split import Mode, Pool, Split, Targets
 from planner.workload import Workload
 
-# Replicas of each size that are paired: the best by rate for each device.
+# Prompt replicas of each size that are paired: the best by themselves.
 _KEPT = 3
 
 
@@ -60,12 +60,7 @@ class Matching:
 
         fitting = [i for i, p in enumerate(prompts) if p.devices < self.devices]
         kept = _best_of_each_size(fitting, lambda i: prompts[i].devices, lambda i: rate_of(i, 1))
-        points = _best_of_each_size(
-            range(len(decodes)), lambda i: decodes[i][0].devices, lambda i: decodes[i][1].rate
-        )
-        sharp = [
-            (d, d.sharpened(point, t.ttft_s, t.tpot_s)) for d, point in (decodes[j] for j in points)
-        ]
+        sharp = self._sharpened(decodes)
         best: Pairing | None = None
         for i in kept:
             for d, point in sharp:
@@ -112,6 +107,20 @@ class Matching:
             local_tokens=local_tokens,
             prompt_share=point.prompt_share,
         )
+
+    def _sharpened(
+        self, decodes: Sequence[tuple[MixedReplica, Operating]]
+    ) -> list[tuple[MixedReplica, Operating]]:
+        """The best of each size, with its computed point; those whose next point of the curve is
+        no better are passed over."""
+        best: dict[int, tuple[MixedReplica, Operating]] = {}
+        for d, near in sorted(decodes, key=lambda pair: -pair[1].rate):
+            known = best.get(d.devices)
+            if known is None or d.rate_beyond(near) > known[1].rate:
+                point = d.sharpened(near, self.targets.ttft_s, self.targets.tpot_s)
+                if known is None or point.rate > known[1].rate:
+                    best[d.devices] = d, point
+        return list(best.values())
 
     def _within(self, p: PromptReplica, d: MixedReplica, point: Operating) -> Operating | None:
         """`point`, or one that leaves time for the KV of this pair to arrive."""
