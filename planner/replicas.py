@@ -181,7 +181,7 @@ class MixedReplica:
     def _batches(self) -> list[float]:
         """Mean batches to try: one sequence a group, and up to what there is room for."""
         dp = self.cost.layout.dp
-        most = _mean_that_fits(self.room)
+        most = _mean_that_fits(self.room, dp)
         sizes, batch = [], float(dp)
         while batch < most:
             sizes.append(batch)
@@ -308,12 +308,13 @@ def _shifted(row: Row, cached: float, count: float) -> Row:
     return Row(row.new, row.past + cached, count, row.samples)
 
 
-def _mean_that_fits(room: float) -> float:
-    """The mean of a Poisson batch that stays within `room` 99 times of 100."""
+def _mean_that_fits(room: float, groups: int) -> float:
+    """The mean of a Poisson batch that stays within `room` 99 times of 100, or one sequence a
+    group where there is room for that."""
     if room <= 0:
         return 0.0
     root = (-_ROOM_Z + math.sqrt(_ROOM_Z**2 + 4 * room)) / 2
-    return max(root * root, min(room, 1.0))
+    return max(root * root, min(room, float(groups)))
 
 
 def _highest(meets: Callable[[float], bool], top: float) -> float:
