@@ -69,7 +69,7 @@ class Tickets:
         transport = (
             Transport.GRPC if own else choose_transport(source, info.source(), self._allowed)
         )
-        first, tokens = len(work.hashes), len(work.command.prompt)
+        first, tokens = len(work.hashes), len(work.given)
         last = blocks_for(tokens, info.block_tokens)
         placed = tuple(block - group * size for block in work.blocks[first:last])
         ticket = Ticket(

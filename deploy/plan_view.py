@@ -41,7 +41,7 @@ def _modes(plan: Plan) -> Table:
     rows: list[tuple[str, Callable[[Split], str]]] = [
         ("pools", lambda s: _lines(s.pools, _shape)),
         ("devices", lambda s: str(s.devices)),
-        ("requests/s", lambda s: f"{s.rate:.3g}"),
+        ("requests/s", lambda s: f"{s.rate:,.0f}" if s.rate >= 100 else f"{s.rate:.3g}"),
         ("tokens/s/GPU", lambda s: f"{s.tokens_per_s_per_device:,.0f}"),
         ("tokens/s/user", lambda s: f"{s.tokens_per_s_per_user:.0f}"),
         (f"TTFT {percent}", lambda s: seconds_text(s.ttft_s)),

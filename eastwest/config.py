@@ -147,7 +147,9 @@ class RouterConfig(Section):
     port: int = Field(50051, ge=0, le=65535, description="0 takes a free port")
     queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
-    attempts_max: int = Field(3, ge=1, description="placements tried for one request, at most")
+    attempts_max: int = Field(
+        3, ge=1, description="pairs of workers tried for one request, at most, moves included"
+    )
     sessions_max: int = Field(
         1024, ge=1, description="sessions kept at hand for when the store is away, at most"
     )

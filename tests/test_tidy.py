@@ -26,8 +26,8 @@ FUNCTION_LINES_MAX = 70
 SETTINGS_MAX = 60
 # Modules that decide: told what happened and the time, they do no I/O and read no clock.
 DECIDING = (
-    "router/scheduler.py", "router/lifecycle.py", "router/placement.py", "router/admission.py",
-    "router/fair_queue.py",
+    "router/scheduler.py", "router/lifecycle.py", "router/attempt.py", "router/placement.py",
+    "router/admission.py", "router/fair_queue.py",
     "router/fleet.py", "router/requests.py", "router/edge.py", "prefill_pool/scheduler.py",
     "decode_pool/scheduler.py", "decode_pool/residency.py", "kv_transfer/plan.py",
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
@@ -37,7 +37,7 @@ DECIDING = (
     "planner/advice.py", "planner/closed_loop.py", "planner/cost.py", "planner/layouts.py",
     "planner/links.py", "planner/memory.py", "planner/model_shape.py", "planner/network.py",
     "planner/pairing.py", "planner/planning.py", "planner/precision.py", "planner/queueing.py",
-    "planner/replicas.py", "planner/search.py", "planner/spares.py", "planner/split.py",
+    "planner/replicas.py", "planner/search.py", "planner/spares.py", "planner/split.py", "planner/steps.py",
     "planner/work.py", "planner/workload.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip

@@ -37,7 +37,7 @@ _ARCHITECTURE = {
 def a_plan(**changed: Any) -> Plan:
     usual: dict[str, Any] = {
         "model": "qwen3-30b-a3b", "hardware": "h100-sxm", "devices": 8, "ttft_s": 1.0,
-        "tpot_s": 0.03, "workload": steady(4000, 400, spread=0.3),
+        "tpot_s": 0.03, "workload": steady(4000, 400),
     }  # fmt: skip
     return plan(ask(**{**usual, **changed}))
 
@@ -92,7 +92,8 @@ def test_json_says_everything_in_finite_numbers(tmp_path: Path, changed: dict[st
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_configuration_loads_and_has_the_pools_of_the_split(tmp_path: Path, mode: Mode) -> None:
-    answer, path = in_mode(mode), tmp_path / "serve.yaml"
+    answer = in_mode(mode, workload=steady(4000, 400, spread=0.3))
+    path = tmp_path / "serve.yaml"
     write_config(answer, path)
     config = load_config(path, environ={})
     assert config == plan_config(answer)
