@@ -103,9 +103,9 @@ def plan_command(
         devices=gpus,
         budget_per_hour=budget,
         workload=(
-            _traced(trace, prefix_cache)
-            if trace is not None
-            else _steady(isl, osl, spread, reuse, burstiness)
+            _steady(isl, osl, spread, reuse, burstiness)
+            if trace is None and not prefix_cache
+            else _traced(trace, prefix_cache, isl or osl)
         ),
         percentile=percentile,
         weights=weights,
@@ -150,7 +150,11 @@ def _steady(
     )
 
 
-def _traced(path: Path, cached: bool) -> Workload:
+def _traced(path: Path | None, cached: bool, lengths: str | None) -> Workload:
+    if path is None:
+        raise ConfigError("--prefix-cache is for a trace; allowed: with --trace, else --reuse")
+    if lengths is not None:
+        raise ConfigError("a trace has lengths of its own; allowed: --trace, or --isl and --osl")
     trace = read_trace(path)
     for line in trace.skipped[:SKIPPED_SHOWN]:
         console.print(f"skipped {line}", markup=False, soft_wrap=True)

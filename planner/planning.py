@@ -34,7 +34,8 @@ LEVEL = 0.03
 class Question:
     """What is to be planned. price_per_hour: of one device, in dollars; 0 where not known.
     availability: hosts are held back so that what is used is up with this probability. skew: load
-    of the busiest expert-parallel rank over the mean, beyond what chance brings."""
+    of the busiest expert-parallel rank over the mean, beyond what chance brings.
+    source: how the model was named: in the catalogue, on the hub, or as a path."""
 
     model: ModelShape
     device: Device
@@ -46,6 +47,7 @@ class Question:
     price_per_hour: float = 0.0
     availability: float | None = None
     skew: float = 1.0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ DECIDING = (
     "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",
     "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
     "engine/blocks.py", "planner/fit.py",
+    "planner/advice.py", "planner/closed_loop.py", "planner/cost.py", "planner/layouts.py",
+    "planner/links.py", "planner/memory.py", "planner/model_shape.py", "planner/network.py",
+    "planner/pairing.py", "planner/planning.py", "planner/precision.py", "planner/queueing.py",
+    "planner/replicas.py", "planner/search.py", "planner/spares.py", "planner/split.py",
+    "planner/steps.py", "planner/work.py", "planner/workload.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip
 NOT_FOR_DECIDING = {"asyncio", "grpc", "redis", "ray", "time", "threading", "socket"}
