@@ -25,6 +25,11 @@ class PushedKV:
         self._blocks = blocks
         self._ticket = ticket
 
+    @property
+    def converts(self) -> bool:
+        """See `Outgoing.converts`."""
+        return self._kv.spec.dtype != self._ticket.kv.dtype
+
     def read(self, region: Region) -> Buffer:
         """See `Outgoing.read`."""
         blocks, tokens = self._held(region)

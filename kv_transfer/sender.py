@@ -4,8 +4,10 @@
 far the prompt is computed, and what is new goes out; `drain` waits until all of it is out. The
 commit is the leader's (`kv_transfer.group_push`).
 
-Everything runs on one event loop, reading blocks included: a frame is read, encoded and handed to
-gRPC in well under a millisecond, which costs less than passing it to a thread and back.
+Everything runs on one event loop. So does reading blocks that need no conversion: a frame is read,
+encoded and handed to gRPC in well under a millisecond, which costs less than passing it to a thread
+and back. Those that do are read and converted in a thread, whose end a push that is stopped waits
+for.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from eastwest.errors import ConfigError, Phase, TransferFailed
+from eastwest.in_thread import in_thread
 from eastwest.layout import shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
 from eastwest.paged_kv import Bytes, PagedKV, pool_bytes
@@ -133,7 +134,7 @@ class SharedMemory:
 
 
 class SharedMemoryDelivery:
-    """Is a `Delivery`: copies a region, on the caller's thread, while its blocks are held."""
+    """Is a `Delivery`: copies a region while its blocks are held."""
 
     def __init__(self, pool: PagedKV, ticket: Ticket, gate: Gate) -> None:
         self._pool = pool
@@ -145,8 +146,12 @@ class SharedMemoryDelivery:
         header, region = replace(header, in_place=True), header.region
         first = self._ticket.first_block
         blocks = self._ticket.blocks[region.blocks.start - first : region.blocks.stop - first]
+        what = self._pool, blocks, region, checksum_seed(header)
         with self._gate.writing():
-            checksum = outgoing.copy_to(self._pool, blocks, region, checksum_seed(header))
+            if outgoing.converts:
+                checksum = await in_thread(outgoing.copy_to, *what)
+            else:
+                checksum = outgoing.copy_to(*what)
         return (encode_in_place(header, checksum),)
 
     async def close(self) -> None:

@@ -20,7 +20,15 @@ from kv_transfer.plan import Region
 
 
 class Outgoing(Protocol):
-    """What one push has to send to one receiving rank, in the receiver's blocks and dtype."""
+    """What one push has to send to one receiving rank, in the receiver's blocks and dtype.
+
+    Where it `converts`, it is read in a thread (`in_thread`); else at once, which takes less time
+    than passing it to a thread and back."""
+
+    @property
+    def converts(self) -> bool:
+        """Whether the receiver's dtype is another one, so that reading takes tens of
+        milliseconds."""
 
     def read(self, region: Region) -> Buffer:
         """The canonical payload of a region: one new buffer."""

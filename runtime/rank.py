@@ -15,6 +15,7 @@ import grpc.aio
 
 from eastwest.clock import Clock
 from eastwest.config import FRAME_BYTES_MAX, KVConfig
+from eastwest.in_thread import in_thread
 from eastwest.messages import Transport
 from eastwest.ports import Buffer, Engine, StepRow
 from eastwest.types import SampledToken
@@ -28,7 +29,6 @@ from kv_transfer.receiver import Receiver
 from kv_transfer.sender import KvSender
 from kv_transfer.service import Commits, KvTransferService
 from kv_transfer.transport import TransportProvider
-from runtime.in_thread import in_thread
 
 FENCE_POLL_S = 0.05
 

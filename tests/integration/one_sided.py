@@ -70,6 +70,8 @@ def a_source() -> ArrayKVMemory:
 class StopsHalfway:
     """An `Outgoing` whose process stops itself between the two halves of a copy."""
 
+    converts = False
+
     def __init__(self, source: ArrayKVMemory, ticket: Ticket) -> None:
         self._whole = PushedKV(source, OURS, ticket)
 
