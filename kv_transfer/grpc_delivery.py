@@ -18,6 +18,9 @@ class GrpcTransport:
     def deliver(self, ticket: Ticket, endpoint: RankEndpoint) -> GrpcDelivery:
         return GrpcDelivery()
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 class GrpcDelivery:
     """Is a `Delivery`."""
@@ -28,6 +31,9 @@ class GrpcDelivery:
         if outgoing.converts:
             return encode_parts(header, await in_thread(outgoing.parts, region))
         return encode_parts(header, outgoing.parts(region))
+
+    def settle(self) -> None:
+        """Nothing outlives a `pack`."""
 
     async def close(self) -> None:
         """Nothing outlives a `pack`."""

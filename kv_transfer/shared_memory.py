@@ -34,10 +34,10 @@ _DESCRIPTOR = re.compile(r"shm1:(\d{1,10}):(\d{1,10}):(\d{1,10}):([0-9a-f]{32})"
 
 
 class SharedPool:
-    """Memory for the paged KV of one rank, zeros at first, that senders on this host can map.
+    """Memory for the paged KV of one rank, zeros at first, that senders on this host can map. Is a
+    `Target`.
 
-    buffer: writable, valid while somebody refers to it. descriptor: for `RankEndpoint.memory`.
-    fence: closes transfers into it.
+    buffer: writable, valid while somebody refers to it.
     """
 
     def __init__(self, size: int) -> None:
@@ -58,10 +58,12 @@ class SharedPool:
         nonce = self.fence.nonce.hex()
         self.descriptor = f"shm1:{os.getpid()}:{self._fd}:{self.fence.fd}:{nonce}"
 
-    def close(self) -> None:
-        """Nobody can open it, or begin to write to it, any more. The buffer stays."""
-        self.fence.shut()
-        os.close(self._fd)
+    def shut(self) -> None:
+        """See `Target.shut`."""
+        if self._fd >= 0:
+            self.fence.shut()
+            os.close(self._fd)
+            self._fd = -1
 
 
 class MappedPool:
@@ -123,7 +125,7 @@ class SharedMemory:
         return SharedMemoryDelivery(kv, ticket, pool.table.gate(ticket.transfer_id))
 
     def close(self) -> None:
-        """Let go of every pool. Idempotent."""
+        """See `TransportProvider.close`."""
         for descriptor in list(self._pools):
             self._forget(descriptor)
 
@@ -153,6 +155,9 @@ class SharedMemoryDelivery:
             else:
                 checksum = outgoing.copy_to(*what)
         return (encode_in_place(header, checksum),)
+
+    def settle(self) -> None:
+        """See `Delivery.settle`. The gate is held during a `pack` only."""
 
     async def close(self) -> None:
         """See `Delivery.close`."""

@@ -54,6 +54,9 @@ class BreakingProvider:
         self.deliveries.append(CountedDelivery())
         return self.deliveries[-1]
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("broken", range(4))
 async def test_a_push_that_cannot_begin_leaves_no_way_open(broken: int) -> None:
