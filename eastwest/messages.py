@@ -47,7 +47,7 @@ class RankEndpoint:
     """Where one rank of a replica takes KV.
 
     rank: within its data-parallel group. address: ``host:port`` of its KvTransfer service.
-    memory: how a transport that writes by itself finds the rank's paged KV; "" for not at all.
+    memory: how the ticket's transport finds the rank's paged KV; "" for gRPC.
     """
 
     rank: int

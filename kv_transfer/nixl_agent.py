@@ -23,13 +23,13 @@ _HOST_MEMORY = "DRAM"
 Places = npt.NDArray[np.uint64]
 
 
-def nixl_available() -> bool:
-    """Whether NIXL is installed and can make an agent that moves host memory."""
+def nixl_problem() -> str:
+    """Why this process cannot move host memory by NIXL; "" where it can."""
     try:
         Agent().close()
-    except TransferFailed:
-        return False
-    return True
+    except TransferFailed as error:
+        return error.message
+    return ""
 
 
 def places(base: int, pieces: Sequence[tuple[int, int]]) -> Places:
@@ -46,7 +46,7 @@ class Agent:
     def __init__(self) -> None:
         self._api = _library()
         if self._api is None:
-            raise TransferFailed("NIXL is not installed", phase=Phase.TRANSFER)
+            raise TransferFailed("nixl is not installed", phase=Phase.TRANSFER)
         bindings = importlib.import_module(self._api.nixlBind.__name__)
         self._errors = tuple(
             kind
@@ -125,9 +125,10 @@ class Agent:
                 yield name, note
 
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent, never raises. What cannot be released now goes with the process."""
         for address in list(self._registered):
-            self.unregister(address)
+            with contextlib.suppress(TransferFailed):
+                self.unregister(address)
 
     @contextlib.contextmanager
     def _typed(self, what: str) -> Iterator[None]:

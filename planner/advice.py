@@ -66,7 +66,10 @@ def _reason(workload: Workload, best: Split, rival: Split) -> str:
     if best.mode is Mode.AGGREGATED:
         idle = [p.role for p in rival.pools if p.load < 0.9]
         spare = f", and the {idle[0]} pool of the split would stand partly idle" if idle else ""
-        return f"because {shape} and prompts take only {best.prompt_share:.0%} of its steps{spare}"
+        return (
+            f"because {shape} and its steps have room for prompts, which take "
+            f"{best.prompt_share:.0%} of them{spare}"
+        )
     if rival.mode is Mode.AGGREGATED:
         return (
             f"because {shape}, which would take {rival.prompt_share:.0%} of each aggregated step "
