@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from eastwest.layout import KVSpec
 from eastwest.messages import Ticket, Transport
-from eastwest.paged_kv import pool_bytes
+from eastwest.paged_kv import Blocks, pool_bytes
 from eastwest.ports import Buffer
 from eastwest.testing.kv_memory import ArrayKVMemory
 from kv_transfer.frame_codec import Header
@@ -45,7 +44,7 @@ class WatchedMemory(ArrayKVMemory):
         self.left = threading.Event()
 
     def read(
-        self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
+        self, blocks: Blocks, layers: range, heads: range, tokens: range | None = None
     ) -> Buffer:
         self.threads.append(threading.current_thread())
         self.entered.set()
