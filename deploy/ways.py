@@ -2,7 +2,8 @@
 this host has it.
 
 A deployment that names its transports gets all of them on every host, or an error at start that
-says which one is not there and why. One that names none gets what there is.
+says which one is not there and why. One that names none gets shared memory, where there is
+some, and gRPC.
 """
 
 from __future__ import annotations

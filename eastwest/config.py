@@ -101,8 +101,8 @@ class KVConfig(Section):
         None,
         min_length=1,
         description="ways for KV to move, best first, all of which every host must have; the first "
-        "that both sides of a pair have is used; none: shared_memory, nixl and grpc, as far as "
-        "each host has them",
+        "that both sides of a pair have is used; none: shared_memory as far as each host has it, "
+        "and grpc",
     )
     lease_s: float = Field(
         30.0, gt=0, description="a reservation frees itself this long after its last sign of life"

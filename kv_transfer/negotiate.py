@@ -40,8 +40,11 @@ def check_source(source: KvSource, own: KvSource) -> None:
 
 
 def allowed_transports(config: KVConfig) -> tuple[Transport, ...]:
-    """The ways that a deployment lets KV move, best first."""
-    return tuple(Transport(name) for name in config.transports or Transport)
+    """The ways that a deployment lets KV move, best first. NIXL only where it is named: over plain
+    TCP it is slower than gRPC, and its fence is weaker (ADR 7)."""
+    if config.transports is None:
+        return (Transport.SHARED_MEMORY, Transport.GRPC)
+    return tuple(Transport(name) for name in config.transports)
 
 
 def choose_transport(source: KvSource, own: KvSource, allowed: Sequence[Transport]) -> Transport:
