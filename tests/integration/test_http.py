@@ -94,7 +94,7 @@ async def test_workers_get_what_the_client_asked_for() -> None:
 async def test_the_tenant_comes_in_a_header() -> None:
     async with over_http() as (d, client):
         body = {"prompt": "hi", "max_tokens": 2}
-        for tenant in ({}, {"X-Eastwest-Tenant": "é".encode()}):
+        for tenant in ({}, {b"X-Eastwest-Tenant": "é".encode()}):
             assert (await client.post(COMPLETIONS, json=body, headers=tenant)).is_success
         await d.client.generate("hi", max_tokens=2)
         nobody, theirs, grpc = await d.decode.received(Reserve, 3)

@@ -128,8 +128,7 @@ def test_the_last_token_goes_with_the_ending(tokenizer: Tokenizer) -> None:
     answer = an_answer(tokenizer, Form(chat=True, stream=True), max_tokens=2)
     assert answer.chunk(a_chunk("a"))
     assert answer.chunk(a_chunk("b")) == b""
-    finish = {"finish_reason": inference.FINISH_REASON_LENGTH}
-    ending = an_ending(**finish)
+    ending = an_ending(finish_reason=inference.FINISH_REASON_LENGTH)
     ending.ClearField("matched_token_id")
     last, _ = parsed(answer.last(ending))
     assert choice(last)["delta"] == {"content": "b"}

@@ -116,7 +116,7 @@ def test_content_is_text_or_parts_of_text() -> None:
 
 
 def test_the_message_that_a_client_got_may_be_sent_back() -> None:
-    answer = {
+    answer: dict[str, Any] = {
         "role": "assistant", "content": "hello", "refusal": None, "annotations": [], "audio": None,
         "function_call": None, "tool_calls": None,
     }  # fmt: skip
