@@ -305,12 +305,33 @@ async def test_an_error_event_is_framed_exactly_and_nothing_follows() -> None:
     )
 
 
-async def test_without_workers_calls_are_503() -> None:
-    async with over_http() as (d, client):
-        await d.router.remove_worker("p0")
-        headers = {"X-Eastwest-Timeout-S": "0.5"}
-        response = await client.post(COMPLETIONS, json={"prompt": "hi"}, headers=headers)
-    assert response.status_code in (503, 504)
+async def test_a_router_that_no_worker_has_reached_is_unavailable(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    router = Router(http_config(), tmp_path, None, SystemClock(), random.Random(7))
+    await router.start()
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://{router.http_address}") as client:
+            told = [
+                await client.post(COMPLETIONS, json={"prompt": "hi"}),
+                await client.get("/v1/models"),
+                await client.get("/health"),
+            ]
+    finally:
+        await router.stop()
+    assert [r.status_code for r in told] == [503] * 3
+    assert {error(r)["code"] for r in told} == {"unavailable"}
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_504() -> None:
+    async with over_http() as (d, _):
+        reader, writer = await asyncio.open_connection(*_host_port(d))
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += "X-Eastwest-Timeout-S: 0.1\r\nContent-Length: 100\r\n\r\n{"
+        writer.write(head.encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_router_that_stops_tells_its_streams() -> None:
