@@ -219,7 +219,7 @@ def test_advice_not_to_disaggregate_says_by_how_much_and_why() -> None:
     text = sentence(a_split(Mode.AGGREGATED, 30.0), a_split(Mode.DISAGGREGATED, 20.0, load=0.4))
     assert text.startswith("Do not disaggregate: 4 aggregated replicas of tp=2 serve 30 requests/s")
     assert "1.50 times as many as disaggregated serving" in text
-    assert "prompts take only 30% of its steps" in text
+    assert "its steps have room for prompts, which take 30% of them" in text
     assert "the decode pool of the split would stand partly idle" in text
 
 
