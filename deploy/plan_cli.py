@@ -57,6 +57,9 @@ Dollars = Annotated[float | None, typer.Option(help="Dollars an hour for one dev
 Availability = Annotated[
     float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
 ]
+Skew = Annotated[
+    float, typer.Option(help="Load of the busiest expert-parallel rank over the mean.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")]
 YamlFile = Annotated[
     Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
@@ -85,6 +88,7 @@ def plan_command(
     stack: Engine = None,
     price: Dollars = None,
     availability: Availability = None,
+    skew: Skew = 1.0,
     json_file: JsonFile = None,
     yaml_file: YamlFile = None,
     html_file: HtmlFile = None,
@@ -99,9 +103,9 @@ def plan_command(
         devices=gpus,
         budget_per_hour=budget,
         workload=(
-            _traced(trace, prefix_cache)
-            if trace is not None
-            else _steady(isl, osl, spread, reuse, burstiness)
+            _steady(isl, osl, spread, reuse, burstiness)
+            if trace is None and not prefix_cache
+            else _traced(trace, prefix_cache, isl or osl)
         ),
         percentile=percentile,
         weights=weights,
@@ -109,6 +113,7 @@ def plan_command(
         stack=stack,
         price_per_hour=price,
         availability=availability,
+        skew=skew,
     )
     answer = _planned(question)
     console.print(plan_view(answer))
@@ -145,7 +150,11 @@ def _steady(
     )
 
 
-def _traced(path: Path, cached: bool) -> Workload:
+def _traced(path: Path | None, cached: bool, lengths: str | None) -> Workload:
+    if path is None:
+        raise ConfigError("--prefix-cache is for a trace; allowed: with --trace, else --reuse")
+    if lengths is not None:
+        raise ConfigError("a trace has lengths of its own; allowed: --trace, or --isl and --osl")
     trace = read_trace(path)
     for line in trace.skipped[:SKIPPED_SHOWN]:
         console.print(f"skipped {line}", markup=False, soft_wrap=True)

@@ -166,6 +166,8 @@ def _read_completion(wire: inference.GenerateComplete) -> Completion:
             usage.cached_tokens,
             usage.loaded_tokens,
             usage.computed_tokens,
+            usage.migrations,
+            usage.recomputed_tokens,
         ),
         timing=_read_timing(wire.timing),
         prefill_worker=wire.prefill_worker,
@@ -183,7 +185,11 @@ def _read_timing(wire: inference.RequestTiming) -> Timing:
     second = None
     if wire.HasField("second_token_ns"):
         second = SecondTokenParts(
-            wire.exposed_transfer_ns, wire.import_ns, wire.decode_queue_ns, wire.first_step_ns
+            wire.exposed_transfer_ns,
+            wire.import_ns,
+            wire.decode_queue_ns,
+            wire.first_step_ns,
+            wire.migration_ns,
         )
     return Timing(ttft, second, wire.e2e_ns)
 
@@ -209,7 +215,9 @@ def read_server(wire: inference.GetServerInfoResponse) -> ServerInfo:
 
 def read_loads(wire: inference.GetLoadsResponse) -> ServerLoads:
     workers = tuple(_read_worker(w) for w in wire.workers)
-    return ServerLoads(wire.waiting, wire.active, wire.completed, wire.failed, workers)
+    return ServerLoads(
+        wire.waiting, wire.active, wire.completed, wire.failed, wire.migrations, workers
+    )
 
 
 def _read_worker(wire: inference.WorkerStatus) -> WorkerStatus:

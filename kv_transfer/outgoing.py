@@ -34,6 +34,11 @@ class PushedKV:
         self._matched: dict[range, tuple[SlotRuns, SlotRuns]] = {}
         self._ticket = ticket
 
+    @property
+    def converts(self) -> bool:
+        """See `Outgoing.converts`."""
+        return self._kv.spec.dtype != self._ticket.kv.dtype
+
     def read(self, region: Region) -> Buffer:
         """See `Outgoing.read`."""
         held, tokens = self._held(region)

@@ -13,6 +13,8 @@ queueing                         waiting, at a percentile
 layouts, links                   layouts worth trying; KV between pools
 replicas                         what one replica can do: prompts, decode steps, or a mixture
 pairing, search                  how many of each: the best split for each way of serving
+steps                            FLOPs, bytes and parts of a split's typical steps
+fit                              figures of a device or an engine from measured times
 split, planning, advice, spares  the answer: the split, its frontier, what changes it, and why
 ask                              all of it in one call, by names
 

@@ -219,7 +219,7 @@ class CostModel:
             for window, layers in self._windows:
                 pairs, read = attended(row.new, row.past, window)
                 if model.indexer is not None:
-                    pairs, read = self._sparse(row, pairs, read)
+                    pairs, read = picked(row.new, row.past, pairs, read, model.indexer.top_k)
                 side[0] += layers * many * 2 * dims * pairs / self.layout.tp / rate
                 side[1] += layers * many * (read + row.new) * spec * share * kv_bytes / stream
             if model.indexer is not None:
@@ -230,11 +230,6 @@ class CostModel:
         compute, memory = (sum(side[i] for side in sides.values()) * scale for i in (0, 1))
         seconds = sum(max(side) for side in sides.values()) * scale
         return Part("attention", compute, memory, 0.0, 0.0, seconds)
-
-    def _sparse(self, row: Row, pairs: float, read: float) -> tuple[float, float]:
-        assert self.model.indexer is not None
-        top_k = self.model.indexer.top_k
-        return min(pairs, row.new * top_k), min(read, row.past, row.new * top_k)
 
     def _index(self, row: Row) -> tuple[float, float]:
         """FLOPs and bytes of scoring all known tokens by index, over all layers; index keys are
@@ -321,9 +316,14 @@ def attended(new: float, past: float, window: int | None) -> tuple[float, float]
     if window is None or total <= window:
         return new * past + new * (new + 1) / 2, past
     if past >= window:
-        return new * window, min(past, window)
+        return new * window, window - 1.0
     growing = window - past  # queries that see less than a whole window
     return growing * past + growing * (growing + 1) / 2 + (new - growing) * window, past
+
+
+def picked(new: float, past: float, pairs: float, read: float, top_k: int) -> tuple[float, float]:
+    """The same where each query picks `top_k` of the keys that it would see."""
+    return min(pairs, attended(new, past, top_k)[0]), min(read, new * top_k)
 
 
 def _times(part: Part, count: int) -> Part:

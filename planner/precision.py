@@ -19,7 +19,7 @@ BITS: dict[str, float] = {
 _MULTIPLIED: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32", "bf16"),
     "bf16": ("bf16",),
-    "fp16": ("bf16",),
+    "fp16": ("fp16", "bf16"),
     "fp8": ("fp8", "bf16"),
     "int8": ("int8", "bf16"),
     "int8w": ("bf16",),
@@ -39,7 +39,7 @@ def multiplied_in(dtype: str, rates: Mapping[str, float]) -> str:
     """The format in which a device with these rates multiplies weights of `dtype`."""
     if dtype == "mxfp4" and "fp4" in rates and "fp8" in rates:
         return "fp8"
-    for name in (*_MULTIPLIED[dtype], "bf16", "fp32"):
+    for name in (*_MULTIPLIED[dtype], "bf16", "fp16", "fp32"):
         if name in rates:
             return name
     raise ConfigError(f"a device with rates for {', '.join(rates)} multiplies no {dtype}")

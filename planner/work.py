@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from planner.cost import Row, attended
+from planner.cost import Row, attended, picked
 from planner.model_shape import ModelShape
 from planner.precision import Precision, bytes_of
 
@@ -73,8 +73,7 @@ def attention_work(
         for window, layers in model.window_groups():
             pairs, read = attended(row.new, row.past, window)
             if index is not None:
-                pairs = min(pairs, row.new * index.top_k)
-                read = min(read, row.new * index.top_k)
+                pairs, read = picked(row.new, row.past, pairs, read, index.top_k)
             flops += row.count * layers * 2 * dims * pairs
             elements += row.count * layers * (read + row.new) * model.kv_elements
         if index is not None:

@@ -45,6 +45,7 @@ def loads_report(loads: Loads, links: Iterable[WorkerLink]) -> inference.GetLoad
         workers=_workers(loads, links),
         completed=loads.counters.completed,
         failed=sum(loads.counters.failed.values()),
+        migrations=loads.counters.migrations,
     )
 
 

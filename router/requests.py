@@ -52,6 +52,7 @@ class Marks:
     import_ns: int = 0
     decode_queue_ns: int = 0
     first_step_ns: int = 0
+    migration_ns: int = 0
 
     def timing(self, delivered_ns: int) -> Timing:
         """The request's timing, its first token having reached the client's stream then."""
@@ -66,15 +67,15 @@ class Marks:
         second = None
         if self.second_token_ns is not None:
             gap = self.second_token_ns - self.first_token_ns
-            parts = [self.first_step_ns, self.decode_queue_ns, self.import_ns]
-            (step, queue, imported), exposed = split(gap, parts)
-            second = SecondTokenParts(exposed, imported, queue, step)
+            parts = [self.migration_ns, self.first_step_ns, self.decode_queue_ns, self.import_ns]
+            (moved, step, queue, imported), exposed = split(gap, parts)
+            second = SecondTokenParts(exposed, imported, queue, step, moved)
         return Timing(ttft, second, self.last_token_ns - self.accepted_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request that ended well."""
+    """A request that ended well. The workers are those of its last attempt."""
 
     finish: FinishReason
     tokens: tuple[SampledToken, ...]
@@ -116,7 +117,8 @@ Action = Send | Deliver | End
 
 @dataclass(slots=True)
 class Counters:
-    """Endings since the start."""
+    """Endings since the start, and how often those requests were moved."""
 
     completed: int = 0
+    migrations: int = 0
     failed: dict[str, int] = field(default_factory=dict)

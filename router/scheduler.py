@@ -266,7 +266,7 @@ class Scheduler:
         self._settling.bereave(worker, out)
         # Latest first: each goes to the head of the queue, where the earliest belongs.
         for life in reversed(list(self._lives.values())):
-            life.bereave(worker, reason, now_ns, out)
+            life.bereave(worker, reason, self._heartbeat_ns, now_ns, out)
             self._follow(life, now_ns)
 
     def _follow(self, life: Lifecycle, now_ns: int) -> bool:
@@ -294,6 +294,7 @@ class Scheduler:
             self._admission.departed(now_ns)
         if life.settling:
             self._settling.add(life)
+        self._counters.migrations += life.migrations
         if life.error is None:
             self._counters.completed += 1
         else:

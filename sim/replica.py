@@ -95,7 +95,7 @@ class SimulatedReplica:
             layout=ParallelLayout(),
             kv=self._kv,
             ranks=[SimulatedReceiving()],
-            endpoints=lambda group: (RankEndpoint(0, self.info.address),),
+            endpoints=lambda group, transport: (RankEndpoint(0, self.info.address),),
             settled=_at_once,
             holdings=self.holdings,
             loop=self.loop,

@@ -26,8 +26,8 @@ FUNCTION_LINES_MAX = 70
 SETTINGS_MAX = 60
 # Modules that decide: told what happened and the time, they do no I/O and read no clock.
 DECIDING = (
-    "router/scheduler.py", "router/lifecycle.py", "router/placement.py", "router/admission.py",
-    "router/fair_queue.py",
+    "router/scheduler.py", "router/lifecycle.py", "router/attempt.py", "router/placement.py",
+    "router/admission.py", "router/fair_queue.py",
     "router/fleet.py", "router/requests.py", "router/edge.py", "router/http/fields.py",
     "router/http/bodies.py", "router/http/answers.py", "router/http/failures.py",
     "prefill_pool/scheduler.py",
@@ -36,6 +36,11 @@ DECIDING = (
     "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",
     "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
     "engine/blocks.py", "planner/fit.py",
+    "planner/advice.py", "planner/closed_loop.py", "planner/cost.py", "planner/layouts.py",
+    "planner/links.py", "planner/memory.py", "planner/model_shape.py", "planner/network.py",
+    "planner/pairing.py", "planner/planning.py", "planner/precision.py", "planner/queueing.py",
+    "planner/replicas.py", "planner/search.py", "planner/spares.py", "planner/split.py",
+    "planner/steps.py", "planner/work.py", "planner/workload.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip
 NOT_FOR_DECIDING = {"asyncio", "grpc", "redis", "ray", "time", "threading", "socket"}

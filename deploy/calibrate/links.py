@@ -31,6 +31,7 @@ from engine.process_groups import connect, join_rendezvous, open_rendezvous
 from kv_transfer.frame_codec import message_bytes
 from kv_transfer.grpc_delivery import GrpcTransport
 from kv_transfer.host_identity import host_identity
+from kv_transfer.negotiate import allowed_transports
 from kv_transfer.push_server import PushServer
 from kv_transfer.ranks import Arrived, Opening
 from kv_transfer.receiver import Receiver
@@ -69,7 +70,7 @@ class LinkPlan:
     @property
     def transports(self) -> tuple[Transport, ...]:
         """gRPC, which goes anywhere, and shared memory where configuration and host allow it."""
-        shared = Transport.SHARED_MEMORY in self.kv.transports and host_identity()
+        shared = Transport.SHARED_MEMORY in allowed_transports(self.kv) and host_identity()
         return (Transport.GRPC, Transport.SHARED_MEMORY) if shared else (Transport.GRPC,)
 
 

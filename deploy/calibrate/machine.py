@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,7 @@ from engine.architecture import ArchitectureConfig
 from engine.catalog import resolve_model
 from engine.checkpoint import open_checkpoint
 from engine.torch_engine import TorchEngine, compute_device, load_engine
-from planner.fit import Fitted, Measured, fit_steps
+from planner.fit import Fitted, Measured, fit_steps, step_unknowns
 from planner.hardware import Device, device_from, find_device
 from planner.hf_config import read_model
 from planner.precision import Precision
@@ -122,8 +122,10 @@ def calibrate(config: Config, name: str, depth: Depth, clock: Clock, report: Rep
     engine.close()
     report("fitting", 0.0)
     what = f"{config.model.source} in {engine.model.dtype}"
-    device = _device(name, host, pool.threads, peaks, links, what)
-    fitted = fit_steps(read_model(directory), precision, measured, device, _stack())
+    model = read_model(directory)
+    unknowns = step_unknowns(model, precision, peaks.flops_per_s)
+    device = _device(name, host, pool.threads, peaks, links, _shares(unknowns), what)
+    fitted = fit_steps(model, precision, measured, device, _stack(), unknowns=unknowns)
     if not median(map(abs, fitted.errors)) <= _MEDIAN_ERROR_MAX:
         raise InvalidArgument(
             f"half of the measured steps are more than {_MEDIAN_ERROR_MAX:.0%} off what any device "
@@ -173,8 +175,26 @@ def _load(
     return load_engine(directory, config.model, one_rank, config.kv), steps
 
 
-def _device(name: str, host: _Host, threads: int, peaks: Peaks, links: Links, what: str) -> Device:
-    """Before the fit: rates and links, and no efficiency but that of collectives."""
+def _shares(unknowns: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The efficiencies that a fit will find, as those of a data sheet."""
+    shares: dict[str, dict[str, float]] = {}
+    for name in unknowns:
+        if name.startswith("device.efficiency."):
+            _, _, kind, dtype = name.split(".")
+            shares.setdefault(kind, {})[dtype] = 1.0
+    return shares
+
+
+def _device(
+    name: str,
+    host: _Host,
+    threads: int,
+    peaks: Peaks,
+    links: Links,
+    shares: dict[str, dict[str, float]],
+    what: str,
+) -> Device:
+    """Before the fit: rates and links, and of efficiencies that of collectives alone."""
     ranks = max(1, host.cores // threads)
     grpc = links.pushes[Transport.GRPC]
     fastest = max(
@@ -198,10 +218,7 @@ def _device(name: str, host: _Host, threads: int, peaks: Peaks, links: Links, wh
         "scale_out": {"bytes_per_s": grpc.bytes_per_s, "latency_s": grpc.latency_s},
         "host_bytes_per_s": peaks.copy_bytes_per_s,
         "devices_per_host": ranks,
-        "efficiency": {
-            **{kind: {} for kind in ("matmul", "weights", "prompt_attention", "kv")},
-            "link": links.collective.bytes_per_s / fastest,
-        },
+        "efficiency": {**shares, "link": links.collective.bytes_per_s / fastest},
         "sources": [
             f"eastwest calibrate on {host.cpu}, {threads} of {host.cores} cores, with {what}",
             "scale_up: KV through shared memory or gloo, the faster; scale_out: KV over gRPC on "

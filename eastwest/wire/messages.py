@@ -38,6 +38,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     max_tokens=command.max_tokens,
                     source=source_to_wire(command.source),
                     timeout_s=command.timeout_s,
+                    output=command.output,
                 )
             )
         case m.Prefill():
@@ -50,6 +51,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     max_tokens=command.max_tokens,
                     ticket=ticket_to_wire(command.ticket),
                     timeout_s=command.timeout_s,
+                    output=command.output,
                 )
             )
         case m.Abort():
@@ -71,6 +73,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 reserve.max_tokens,
                 source_from_wire(reserve.source),
                 reserve.timeout_s,
+                tuple(reserve.output),
             )
         case "prefill":
             prefill = wire.prefill
@@ -82,6 +85,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 prefill.max_tokens,
                 ticket_from_wire(prefill.ticket),
                 prefill.timeout_s,
+                tuple(prefill.output),
             )
         case "abort":
             return m.Abort(wire.abort.request_id)

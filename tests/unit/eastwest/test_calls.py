@@ -61,8 +61,8 @@ def test_a_priority_that_is_no_number_is_an_invalid_argument() -> None:
 
 
 def test_a_completion_comes_back_whole() -> None:
-    timing = Timing(TtftParts(1, 2, 3, 4, 5), SecondTokenParts(6, 7, 8, 9), 100)
-    usage = Usage(10, 2, 4, 3, 6)
+    timing = Timing(TtftParts(1, 2, 3, 4, 5), SecondTokenParts(6, 7, 8, 9, 10), 100)
+    usage = Usage(10, 2, 4, 3, 6, 1, 12)
     tokens = (SampledToken(7, -0.5, (TopLogprob(8, -0.25),)), SampledToken(9, -1.0))
     wire = inference.GenerateComplete(
         request_id="r",

@@ -19,9 +19,11 @@ from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request
 
 
-def a_life(name: str, tenant: str = "", **options: int) -> Lifecycle:
-    priority = options.pop("priority", 0)
-    request = replace(a_request(name, **options), salt=tenant, priority=priority)
+def a_life(
+    name: str, tenant: str = "", *, priority: int = 0, tokens: int = 300, accepted_ns: int = 0
+) -> Lifecycle:
+    request = a_request(name, tokens=tokens, accepted_ns=accepted_ns)
+    request = replace(request, salt=tenant, priority=priority)
     return Lifecycle(request, 3, Marks(0), request.deadline_ns)
 
 
