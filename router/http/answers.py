@@ -197,6 +197,8 @@ def timing(complete: inference.GenerateComplete) -> dict[str, Any]:
         "decode_worker": complete.decode_worker,
         "transfer_bytes": complete.transfer_bytes,
         "transfer_ns": complete.transfer_ns,
+        "migrations": complete.usage.migrations,
+        "recomputed_tokens": complete.usage.recomputed_tokens,
     }
 
 
