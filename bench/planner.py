@@ -21,7 +21,7 @@ TPOT_GOAL = 0.10
 TTFT_GOAL = 0.20
 _OURS = (
     "plan", "--model", "llama-3.1-70b", "--hardware", "h100-sxm", "--gpus", "32", "--isl", "4000",
-    "--osl", "500", "--ttft", "600ms", "--tpot", "16.67ms", "--weights", "fp8", "--kv", "fp8",
+    "--osl", "500", "--ttft", "600ms", "--tpot", "16.67ms", "--stack", "vllm",
 )  # fmt: skip
 _THEIRS = (
     "cli", "default", "--model-path", "meta-llama/Meta-Llama-3.1-70B", "--total-gpus", "32",
