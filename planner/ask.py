@@ -1,10 +1,10 @@
 """The planner in one typed call, by names: what the command line and notebooks use.
 
-    from planner import ask, plan
+from planner import ask, plan
 
-    answer = plan(ask("deepseek-v3", "gb200-nvl72", devices=72, isl=8192, osl=1024,
-                      ttft_s=2.0, tpot_s=0.02))
-    print(answer.advice)
+answer = plan(ask("deepseek-v3", "gb200-nvl72", devices=72, isl=8192, osl=1024,
+                  ttft_s=2.0, tpot_s=0.02))
+print(answer.advice)
 """
 
 from __future__ import annotations
