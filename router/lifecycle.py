@@ -109,7 +109,7 @@ class Lifecycle:
         here = worker is placement.decode
         prefilling = worker is placement.prefill and self.state is not State.DECODING
         return Share(
-            prompt_tokens=len(self.request.prompt) if prefilling else 0,
+            prompt_tokens=self._to_compute if prefilling else 0,
             sequences=int(here),
             asked_blocks=placement.blocks if here and self.state is State.RESERVING else 0,
         )
@@ -123,7 +123,7 @@ class Lifecycle:
         self.state = State.RESERVING
         self.work_id, self.placement, self._decode = work_id, placement, placement.decode
         self.marks.dispatched_ns = now_ns
-        placement.prefill.prompt_tokens += len(request.prompt)
+        placement.prefill.prompt_tokens += self._to_compute
         placement.decode.expect(placement.blocks)
         self._holders.append(placement.decode)
         command = Reserve(
@@ -169,7 +169,7 @@ class Lifecycle:
         if self.state is not State.PREFILLING or worker is not placement.prefill:
             return
         self.state = State.DECODING
-        worker.prompt_tokens -= len(self.request.prompt)
+        worker.prompt_tokens -= self._to_compute
         self._computed_tokens = event.computed_tokens
         self.marks.prefill_queue_ns = event.queue_ns
         self.marks.first_token_ns = self.marks.last_token_ns = now_ns
@@ -344,9 +344,14 @@ class Lifecycle:
             return
         placement = self._placed()
         if self.state in (State.RESERVING, State.PREFILLING):
-            placement.prefill.prompt_tokens -= len(self.request.prompt)
+            placement.prefill.prompt_tokens -= self._to_compute
         granted = self.state is not State.RESERVING
         placement.decode.release(placement.blocks, granted=granted)
+
+    @property
+    def _to_compute(self) -> int:
+        """Prompt tokens that the prefill worker is thought to have no KV of."""
+        return len(self.request.prompt) - self._placed().prefill_known_tokens
 
     def _placed(self) -> Placement:
         assert self.placement is not None

@@ -32,7 +32,8 @@ DECIDING = (
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
     "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",
     "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
-    "engine/blocks.py",
+    "engine/blocks.py", "engine/block_journal.py", "router/prefix_index.py", "router/kv_view.py",
+    "router/policies.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip
 NOT_FOR_DECIDING = {"asyncio", "grpc", "redis", "ray", "time", "threading", "socket"}
