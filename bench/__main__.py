@@ -16,7 +16,7 @@ from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
-NAMES = ("engine", "kv_transfer", "kv_store", "serving", "overlap", "planner")
+NAMES = ("engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "prefix_index")
 RESULTS = Path(__file__).parent / "results"
 
 

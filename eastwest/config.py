@@ -159,7 +159,7 @@ class RouterConfig(Section):
     index_blocks_max: int = Field(
         1_000_000,
         ge=1,
-        description="KV blocks that the router knows the holders of, at most; about 140 bytes each",
+        description="KV blocks that the router knows the holders of, at most; about 200 bytes each",
     )
     heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
     worker_timeout_s: float = Field(

@@ -8,7 +8,7 @@ import pytest
 
 from eastwest.errors import Incompatible
 from eastwest.layout import KVSpec, ParallelLayout
-from eastwest.messages import KvSource, Transport
+from eastwest.messages import PROTOCOL_VERSION, KvSource, Transport
 from kv_transfer.negotiate import check_source, choose_transport
 
 SHARED, NIXL, GRPC = Transport.SHARED_MEMORY, Transport.NIXL, Transport.GRPC
@@ -27,7 +27,7 @@ def test_what_can_be_matched_is_accepted(dtype: str) -> None:
     [
         (
             replace(SOURCE, protocol_version=1),
-            "protocol version is 1 at p0 and 2 at d0; allowed: equal ones",
+            f"protocol version is 1 at p0 and {PROTOCOL_VERSION} at d0; allowed: equal ones",
         ),
         (
             replace(SOURCE, fingerprint="xyz"),
