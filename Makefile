@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Storms of `make chaos`; one fails by its number: python -m sim chaos --seed N
+SEEDS ?= 3000
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test lint bench chaos proto clean
@@ -11,7 +13,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   all benchmarks, with a table"
-	@echo "make chaos   the tests that kill, cut and corrupt"
+	@echo "make chaos   thousands of simulated storms, then the tests that kill, cut and corrupt"
 	@echo "make proto   regenerate eastwest/v1 from proto/"
 
 demo: $(VENV)/.all
@@ -30,6 +32,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench all
 
 chaos: $(VENV)/.test
+	$(BIN)/python -m sim chaos --seeds $(SEEDS)
 	$(BIN)/python -m pytest -m chaos
 
 proto: $(VENV)/.lint

@@ -15,8 +15,9 @@ from pathlib import Path
 
 PEERS_VARIABLE = "EASTWEST_BENCH_PEERS"
 KINDS = ("contiguous", "scattered")
-# NIXL over shared memory still needs TCP to notice that a peer has failed.
-_SETTINGS = {
+# What is set where the environment says nothing else, for peers and for ourselves. NIXL over
+# shared memory still needs TCP to notice that a peer has failed.
+SETTINGS = {
     "MC_LOG_LEVEL": "ERROR",
     "NIXL_LOG_LEVEL": "ERROR",
     "UCX_TLS": "posix,sysv,cma,self,tcp",
@@ -33,7 +34,7 @@ class Peer:
         self.absent = PEERS_VARIABLE not in os.environ or not python.exists()
         if self.absent:
             return
-        variables: Mapping[str, str] = {**os.environ, **_SETTINGS}
+        variables: Mapping[str, str] = {**SETTINGS, **os.environ}
         self._process = subprocess.Popen(
             [str(python), str(path), *map(str, cores)],
             stdin=subprocess.PIPE,

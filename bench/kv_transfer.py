@@ -1,9 +1,11 @@
 """KV from one process to another on one host, by each transport, against raw limits and peers.
 
 256 MiB in the shape of SmolLM2-135M in bfloat16. A sender and a receiver process, each kept to one
-core (`bench.kv_pair`). A transfer is everything that serving does but the commit: blocks read from
+core (`bench.kv_pair`). NIXL, where it is installed, uses what ``UCX_TLS`` says, shared memory
+unless that is set. A transfer is everything that serving does but the commit: blocks read from
 one paged KV, cut into frames, checked, sent, checked again, in the blocks of another paged KV. The
-raw socket, the plain copy and the peers move bytes of the same size and check nothing. Each round
+raw socket, the plain copy and the peers move bytes of the same size and check nothing; copy and
+hash alone is what the sender of shared memory has to do, as one bare loop on its core. Each round
 does every kind once; figures are medians of the rounds, after one to warm up.
 
 Scattered: blocks in random order on both sides, of which one head of three is sent, as one rank of
@@ -25,7 +27,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from bench.kv_pair import SHAPES, TOTAL_BYTES, Source, keep_to, receive
-from bench.kv_peers import KINDS, Peer
+from bench.kv_peers import KINDS, SETTINGS, Peer
 from eastwest.messages import Transport
 from eastwest.v1 import kv_transfer_pb2 as wire
 from kv_transfer.frame_codec import Header, decode, encode
@@ -38,6 +40,8 @@ Seconds = dict[str, float | None]
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """The rows of this benchmark; see the module docstring."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     available = os.sched_getaffinity(0)
     cores = min(available), max(available)
@@ -68,15 +72,17 @@ async def _measure(source: Source, peers: dict[str, Peer], rounds: int) -> Secon
     for _ in range(rounds + 1):
         taken["tcp"].append(source.tcp())
         taken["memcpy"].append(source.memcpy())
-        for transport in (Transport.GRPC, Transport.SHARED_MEMORY):
+        taken["copy and hash"].append(source.copy_and_hash())
+        for transport in (Transport.GRPC, Transport.SHARED_MEMORY, Transport.NIXL):
             for shape in SHAPES:
                 taken[f"{transport} {shape}"].append(await source.push(shape, transport))
         for name, peer in peers.items():
             for kind in KINDS:
-                taken[f"{name} {kind}"].append(peer.seconds(kind))
+                taken[f"peer {name} {kind}"].append(peer.seconds(kind))
         taken["codec"].append(_timed(lambda: _decode_all(data)))
         taken["protobuf"].append(_timed(lambda: _parse_all(data)))
     await source.close()
+    assert all(len(values) == rounds + 1 for values in taken.values()), "two kinds share a name"
     measured = {kind: [v for v in values[1:] if v is not None] for kind, values in taken.items()}
     return {kind: statistics.median(v) if v else None for kind, v in measured.items()}
 
@@ -86,35 +92,52 @@ def _rows(seconds: Seconds) -> list[dict[str, Any]]:
         metric: str, ours: str, against: str, theirs: str, goal: float | None = None
     ) -> dict[str, Any]:
         own, other = seconds[ours], seconds[theirs]
-        assert own is not None, "only peers can be absent"
-        ratio = None if other is None else other / own
+        ratio = None if own is None or other is None else other / own
         return {
             "metric": metric,
-            "value": TOTAL_BYTES / own / 2**30,
+            "value": _rate(own),
             "unit": "GiB/s",
             "against": against,
-            "against_value": None if other is None else TOTAL_BYTES / other / 2**30,
+            "against_value": _rate(other),
             "ratio": ratio,
             "goal": goal,
             "met": None if goal is None or ratio is None else ratio >= goal,
         }
 
-    grpc, shared = Transport.GRPC, Transport.SHARED_MEMORY
+    grpc, shared, nixl = Transport.GRPC, Transport.SHARED_MEMORY, Transport.NIXL
     rows = [
         row("gRPC", f"{grpc} contiguous", "raw TCP socket", "tcp", 0.85),
-        row("gRPC", f"{grpc} contiguous", "Mooncake TCP", "mooncake contiguous", 1.0),
-        row("gRPC, 64 KiB", f"{grpc} 64 KiB pieces", "Mooncake TCP", "mooncake scattered", 1.0),
+        row("gRPC", f"{grpc} contiguous", "Mooncake TCP", "peer mooncake contiguous", 1.0),
+        row(
+            "gRPC, 64 KiB", f"{grpc} 64 KiB pieces", "Mooncake TCP", "peer mooncake scattered", 1.0
+        ),
         row("shared memory", f"{shared} contiguous", "memcpy", "memcpy", 0.8),
-        row("shared memory", f"{shared} contiguous", "NIXL UCX", "nixl contiguous", 1.0),
-        row("shared memory, 64 KiB", f"{shared} 64 KiB pieces", "NIXL UCX", "nixl scattered", 1.0),
+        row("shared memory", f"{shared} contiguous", "copy and hash alone", "copy and hash"),
+        row("copy and hash alone", "copy and hash", "memcpy", "memcpy"),
+        row("shared memory", f"{shared} contiguous", "NIXL UCX", "peer nixl contiguous", 1.0),
+        row(
+            "shared memory, 64 KiB",
+            f"{shared} 64 KiB pieces",
+            "NIXL UCX",
+            "peer nixl scattered",
+            1.0,
+        ),
+        row("NIXL", f"{nixl} contiguous", "memcpy", "memcpy"),
+        row("NIXL", f"{nixl} contiguous", "NIXL UCX, unchecked", "peer nixl contiguous"),
+        row("NIXL, 64 KiB", f"{nixl} 64 KiB pieces", "NIXL UCX, unchecked", "peer nixl scattered"),
     ]
-    for transport, name in ((grpc, "gRPC"), (shared, "shared memory")):
+    for transport, name in ((grpc, "gRPC"), (shared, "shared memory"), (nixl, "NIXL")):
         whole = f"{transport} contiguous"
         rows += [
             row(f"{name}, 64 KiB", f"{transport} 64 KiB pieces", "contiguous", whole, 0.5),
             row(f"{name}, 2 KiB", f"{transport} 2 KiB pieces", "contiguous", whole),
         ]
     return [*rows, row("frames encoded and decoded", "codec", "protobuf bytes", "protobuf")]
+
+
+def _rate(seconds: float | None) -> float | None:
+    """In GiB/s; None for what is absent."""
+    return None if seconds is None else TOTAL_BYTES / seconds / 2**30
 
 
 def _decode_all(source: memoryview) -> None:

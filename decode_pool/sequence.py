@@ -50,13 +50,15 @@ class Arrival:
 @dataclass(slots=True)
 class Work:
     """State of one request. `hashes` name its leading full blocks, as many as are published;
-    seed: the parent of the first."""
+    seed: the parent of the first. given: prompt and output so far, whose full blocks
+    `given_hashes` name."""
 
     command: Reserve
+    given: tuple[int, ...]
     router_id: str
     owner: Owner
     stop_rule: StopRule
-    prompt_hashes: list[BlockHash]
+    given_hashes: list[BlockHash]
     block_tokens: int
     seed: BlockHash
     deadline_ns: int
@@ -81,15 +83,15 @@ class Work:
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens whose KV is present once the prompt is committed."""
-        return self.running.computed if self.running else len(self.command.prompt)
+        """Tokens whose KV is present once what is given is committed."""
+        return self.running.computed if self.running else len(self.given)
 
     def unpublished(self) -> tuple[Sequence[int], list[BlockHash]]:
         """Blocks that are full and not among `hashes` yet, with their hashes."""
         full, done = self.computed_tokens // self.block_tokens, len(self.hashes)
         if full <= done:
             return (), []
-        fresh = self.prompt_hashes[done:full]
+        fresh = self.given_hashes[done:full]
         known = done + len(fresh)
         if known < full:
             parent = fresh[-1] if fresh else self.hashes[-1] if self.hashes else self.seed

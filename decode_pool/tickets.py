@@ -10,18 +10,19 @@ from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig
 from eastwest.layout import ParallelLayout
 from eastwest.messages import KvSource, RankEndpoint, Ticket, Transport, WorkerInfo
-from kv_transfer.negotiate import check_source, choose_transport
+from kv_transfer.negotiate import allowed_transports, check_source, choose_transport
 from kv_transfer.ranks import ReceivingRank
 from kv_transfer.transfers import TransferOwner, Transfers
 from runtime.holdings import Holdings
 
-Endpoints = Callable[[int], tuple[RankEndpoint, ...]]
+Endpoints = Callable[[int, Transport], tuple[RankEndpoint, ...]]
 
 
 class Tickets:
     """Makes the tickets of one incarnation, and opens their transfers.
 
-    info: this incarnation. endpoints: of the ranks of a data-parallel group. owner: told how
+    info: this incarnation. endpoints: of the ranks of a data-parallel group, for one
+    transport. owner: told how
     transfers end.
     """
 
@@ -51,7 +52,7 @@ class Tickets:
         self._info = info
         self._endpoints = endpoints
         self._blocks = holdings.pool
-        self._allowed = [Transport(name) for name in config.transports]
+        self._allowed = allowed_transports(config)
         self._lease_s = config.lease_s
         self._issued = 0
 
@@ -69,7 +70,7 @@ class Tickets:
         transport = (
             Transport.GRPC if own else choose_transport(source, info.source(), self._allowed)
         )
-        first, tokens = len(work.hashes), len(work.command.prompt)
+        first, tokens = len(work.hashes), len(work.given)
         last = blocks_for(tokens, info.block_tokens)
         placed = tuple(block - group * size for block in work.blocks[first:last])
         ticket = Ticket(
@@ -77,7 +78,7 @@ class Tickets:
             worker_id=info.worker_id,
             epoch=info.epoch,
             address=info.address,
-            endpoints=self._endpoints(group),
+            endpoints=self._endpoints(group, transport),
             layout=info.layout.of_group,
             kv=info.model.kv,
             fingerprint=info.model.fingerprint,

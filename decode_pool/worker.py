@@ -206,13 +206,14 @@ class DecodeWorker:
         check_work(self._model, command)
         self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
-        seed = hash_seed(self._model.fingerprint, command.salt)
+        seed, given = hash_seed(self._model.fingerprint, command.salt), command.given
         return Work(
             command=command,
+            given=given,
             router_id=router_id,
             owner=Owner(OwnerKind.RESERVATION, command.request_id),
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
-            prompt_hashes=block_hashes(command.prompt, self._kv.block_tokens, seed),
+            given_hashes=block_hashes(given, self._kv.block_tokens, seed),
             block_tokens=self._kv.block_tokens,
             seed=seed,
             deadline_ns=self._clock.now_ns() + ns(command.timeout_s),
@@ -229,8 +230,7 @@ class DecodeWorker:
             self._end_with(work, InternalError.caused_by("the reservation", error))
 
     async def _place(self, work: Work) -> None:
-        prompt_tokens = len(work.command.prompt)
-        hashes = work.prompt_hashes[: reusable_blocks(prompt_tokens, self._kv.block_tokens)]
+        hashes = work.given_hashes[: reusable_blocks(len(work.given), self._kv.block_tokens)]
         total = self._blocks_needed(work.command)
         taken = await self._intake.take(work.owner, work.router_id, hashes, total)
         work.blocks, work.cached_blocks = taken.blocks, taken.shared
@@ -241,6 +241,8 @@ class DecodeWorker:
         return sequence_blocks(len(command.prompt), command.max_tokens, self._kv.block_tokens)
 
     async def _open(self, work: Work) -> None:
+        if work.state is WorkState.ENDED:
+            return  # dropped in the moment in which it got its blocks
         ticket = self._tickets.issue(work)
         self._transfers[ticket.transfer_id] = work
         work.transfer_id = ticket.transfer_id
@@ -256,7 +258,7 @@ class DecodeWorker:
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
     ) -> None:
-        """Every byte of the prompt is there: the reservation becomes a running sequence."""
+        """Every byte of what is given is there: the reservation becomes a running sequence."""
         work = self._transfers[transfer_id]
         now = self._clock.now_ns()
         work.arrival = Arrival(now, stats.import_ns, stats.transfer_ns, stats.bytes)
@@ -281,7 +283,7 @@ class DecodeWorker:
         work.running = Running(
             request_id=work.request_id,
             prompt=work.command.prompt,
-            output=[first_token.token],
+            output=[*work.command.output, first_token.token],
             blocks=work.blocks,
             params=work.command.sampling,
             stop_rule=work.stop_rule,

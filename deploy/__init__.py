@@ -8,4 +8,5 @@ demo      `eastwest demo`: one question through prefill, transfer, decode, spill
 settings  a configuration as YAML that explains itself
 quiet     keeps gRPC's own log lines off the terminal
 report    tables and timings for terminals
+calibrate, calibrate_cli  `eastwest calibrate`: this machine as a device of the planner
 """

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
-from deploy.plan_cli import plan_command
+from deploy.planning_cli import planning_app
 from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
 from deploy.settings import explained_yaml
+from deploy.terminal import console, errors
 from eastwest.client import AsyncClient, AsyncGeneration
 from eastwest.config import Config, load_config
 from eastwest.errors import ConfigError, EastWestError
@@ -37,11 +37,7 @@ config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 layouts_app = typer.Typer(help="Parallel layouts.", no_args_is_help=True)
 app.add_typer(layouts_app, name="layouts")
-app.command("plan")(plan_command)
-
-# Wide enough for the tables where there is no terminal to ask.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
-errors = Console(stderr=True, highlight=False)
+app.add_typer(planning_app)
 
 ConfigPath = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; see 'eastwest config show'.")
@@ -195,6 +191,22 @@ def models(config: ConfigPath = None, settings: Settings = None) -> None:
         "model.source also takes the path of a Hugging Face directory or GGUF file, "
         "or a hub id (owner/name)."
     )
+
+
+@app.command()
+def calibrate(
+    config: ConfigPath = None,
+    settings: Settings = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the device goes.")] = Path(
+        "calibrated.yaml"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute, and rougher.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Measure this machine with the real engine, as a device for the planner."""
+    from deploy.calibrate_cli import run_calibrate
+
+    run_calibrate(_config(config, settings), output, console, quick=quick, force=force)
 
 
 @layouts_app.command("explain")

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.replica import Identity, Replica, pool_of
+from deploy.ways import HostWays
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import ConfigError
 from eastwest.heap import keep_freed_memory
-from eastwest.messages import Transport
-from eastwest.ports import BlockStore, Buffer
+from eastwest.ports import BlockStore
 from eastwest.types import Role
-from kv_transfer.grpc_delivery import GrpcTransport
-from kv_transfer.host_identity import host_identity
-from kv_transfer.shared_memory import SharedMemory, SharedPool
-from runtime.rank import Rank, Ways
+from runtime.rank import Rank
 from runtime.rank_group import RankGroup, form_group
 from runtime.rank_service import Place, RankServer
 from runtime.supervisor import WorkerSpec
@@ -68,55 +65,37 @@ def build_rank(role: Role, config: Config, host: str) -> RankServer:
 async def _load_rank(
     directory: Path, role: Role, config: Config, place: Place, meeting: object | None
 ) -> Rank:
-    """One rank's engine, with its KV where others on this host can reach it if they may."""
+    """One rank's engine, with its KV where others can reach it by themselves if they may."""
     from engine.process_groups import connect
     from engine.torch_engine import compute_device, load_engine
 
     pool, clock = pool_of(config, role), SystemClock()
-    sharing = _sharing(config)
+    host_ways = HostWays(config.kv, clock)
 
     def load() -> TorchEngine:
         comm = None
         if meeting is not None:
             comm = connect(meeting, place.layout, place.rank, compute_device())
-        allocate = None if sharing is None else sharing.allocate
         return load_engine(
-            directory, config.model, pool, config.kv, rank=place.rank, comm=comm, allocate=allocate
+            directory,
+            config.model,
+            pool,
+            config.kv,
+            rank=place.rank,
+            comm=comm,
+            allocate=host_ways.allocate,
         )
 
     try:
         engine = await asyncio.to_thread(load)
     except ConfigError as error:
         raise ConfigError(f"section {role.value}: {error.message}") from error
-    ways = Ways() if sharing is None else sharing.ways()
+    try:
+        ways = host_ways.ways()
+    except ConfigError:
+        engine.close()
+        raise
     return Rank(engine, ways, place.epoch, config.kv, clock)
-
-
-class _Sharing:
-    """Shared memory for one rank's paged KV, made when its size is known."""
-
-    def __init__(self) -> None:
-        self._pool: SharedPool | None = None
-
-    def allocate(self, size: int) -> Buffer:
-        self._pool = SharedPool(size)
-        return self._pool.buffer
-
-    def ways(self) -> Ways:
-        """Shared memory first, and gRPC. Without a pool (KV on a device) gRPC alone."""
-        if self._pool is None:
-            return Ways()
-        return Ways(
-            {Transport.SHARED_MEMORY: SharedMemory(), Transport.GRPC: GrpcTransport()},
-            self._pool.descriptor,
-            self._pool.fence,
-            host_identity(),
-        )
-
-
-def _sharing(config: Config) -> _Sharing | None:
-    wanted = Transport.SHARED_MEMORY.value in config.kv.transports
-    return _Sharing() if wanted and host_identity() else None
 
 
 def _open_store(config: Config, group: RankGroup) -> BlockStore | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from deploy.plan_files import write_config, write_json
 from deploy.plan_view import plan_view
+from deploy.terminal import console
 from eastwest.errors import ConfigError
 from planner.ask import ask
 from planner.planning import Plan, Question, plan
@@ -23,59 +22,79 @@ _TTFT = (1e-3, 3600.0)
 _TPOT = (1e-4, 10.0)
 
 
+Model = Annotated[
+    str, typer.Option(help="Name in the catalogue, or path of a config.json or directory.")
+]
+Hardware = Annotated[str, typer.Option(help="Name of a device, or path of its YAML file.")]
+Ttft = Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")]
+Tpot = Annotated[str, typer.Option(help="Time per output token to hold, such as 20ms.")]
+Gpus = Annotated[int | None, typer.Option(help="How many devices.")]
+Budget = Annotated[float | None, typer.Option(help="Dollars an hour, instead of --gpus.")]
+Isl = Annotated[str | None, typer.Option(help="Mean prompt tokens, such as 8192 or 8k.")]
+Osl = Annotated[str | None, typer.Option(help="Mean answer tokens.")]
+Spread = Annotated[
+    float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
+]
+Reuse = Annotated[float, typer.Option(help="Share of each prompt whose KV is there already.")]
+Burstiness = Annotated[
+    float, typer.Option(help="Standard deviation of the time between requests over its mean.")
+]
+TraceFile = Annotated[
+    Path | None, typer.Option(help="Trace of requests, instead of --isl and --osl.")
+]
+PrefixCache = Annotated[
+    bool, typer.Option(help="Count blocks that came before in the trace as cached.")
+]
+Percentile = Annotated[float, typer.Option(help="Share of requests to hold both for.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Number format: bf16, fp8, nvfp4, …; as published.")
+]
+Kv = Annotated[str | None, typer.Option(help="Number format of the KV; bf16.")]
+Engine = Annotated[
+    str | None, typer.Option(help="Serving engine: vllm, sglang, trtllm, eastwest, tuned.")
+]
+Dollars = Annotated[float | None, typer.Option(help="Dollars an hour for one device.")]
+Availability = Annotated[
+    float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
+]
+Skew = Annotated[
+    float, typer.Option(help="Load of the busiest expert-parallel rank over the mean.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")]
+YamlFile = Annotated[
+    Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
+]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write an interactive report.")]
+PngFile = Annotated[Path | None, typer.Option("--png", help="Write the plots.")]
+
+
 def plan_command(
-    model: Annotated[
-        str, typer.Option(help="Name in the catalogue, or path of a config.json or directory.")
-    ],
-    hardware: Annotated[str, typer.Option(help="Name of a device, or path of its YAML file.")],
-    ttft: Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")],
-    tpot: Annotated[str, typer.Option(help="Time per output token to hold, such as 20ms.")],
-    gpus: Annotated[int | None, typer.Option(help="How many devices.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Dollars an hour, instead of --gpus.")
-    ] = None,
-    isl: Annotated[str | None, typer.Option(help="Mean prompt tokens, such as 8192 or 8k.")] = None,
-    osl: Annotated[str | None, typer.Option(help="Mean answer tokens.")] = None,
-    spread: Annotated[
-        float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
-    ] = 0.3,
-    reuse: Annotated[
-        float, typer.Option(help="Share of each prompt whose KV is there already.")
-    ] = 0.0,
-    burstiness: Annotated[
-        float, typer.Option(help="Standard deviation of the time between requests over its mean.")
-    ] = 1.0,
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace of requests, instead of --isl and --osl.")
-    ] = None,
-    prefix_cache: Annotated[
-        bool, typer.Option(help="Count blocks that came before in the trace as cached.")
-    ] = False,
-    percentile: Annotated[float, typer.Option(help="Share of requests to hold both for.")] = 0.9,
-    weights: Annotated[
-        str | None, typer.Option(help="Number format: bf16, fp8, nvfp4, …; as published.")
-    ] = None,
-    kv: Annotated[str | None, typer.Option(help="Number format of the KV; bf16.")] = None,
-    stack: Annotated[
-        str | None, typer.Option(help="Serving engine: vllm, sglang, trtllm, eastwest, tuned.")
-    ] = None,
-    price: Annotated[float | None, typer.Option(help="Dollars an hour for one device.")] = None,
-    availability: Annotated[
-        float | None, typer.Option(help="Hold hosts back so that the rest is up, such as 0.999.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the plan as JSON.")
-    ] = None,
-    yaml_file: Annotated[
-        Path | None, typer.Option("--yaml", help="Write a configuration to serve with.")
-    ] = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write an interactive report.")
-    ] = None,
-    png_file: Annotated[Path | None, typer.Option("--png", help="Write the plots.")] = None,
+    model: Model,
+    hardware: Hardware,
+    ttft: Ttft,
+    tpot: Tpot,
+    gpus: Gpus = None,
+    budget: Budget = None,
+    isl: Isl = None,
+    osl: Osl = None,
+    spread: Spread = 0.3,
+    reuse: Reuse = 0.0,
+    burstiness: Burstiness = 1.0,
+    trace: TraceFile = None,
+    prefix_cache: PrefixCache = False,
+    percentile: Percentile = 0.9,
+    weights: Weights = None,
+    kv: Kv = None,
+    stack: Engine = None,
+    price: Dollars = None,
+    availability: Availability = None,
+    skew: Skew = 1.0,
+    json_file: JsonFile = None,
+    yaml_file: YamlFile = None,
+    html_file: HtmlFile = None,
+    png_file: PngFile = None,
 ) -> None:
     """Plan layouts and the prefill/decode split; or say not to split at all."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     question = ask(
         model,
         hardware,
@@ -84,9 +103,9 @@ def plan_command(
         devices=gpus,
         budget_per_hour=budget,
         workload=(
-            _traced(trace, prefix_cache, console)
-            if trace is not None
-            else _steady(isl, osl, spread, reuse, burstiness)
+            _steady(isl, osl, spread, reuse, burstiness)
+            if trace is None and not prefix_cache
+            else _traced(trace, prefix_cache, isl or osl)
         ),
         percentile=percentile,
         weights=weights,
@@ -94,8 +113,9 @@ def plan_command(
         stack=stack,
         price_per_hour=price,
         availability=availability,
+        skew=skew,
     )
-    answer = _planned(question, console)
+    answer = _planned(question)
     console.print(plan_view(answer))
     for path, write in (
         (json_file, write_json), (yaml_file, write_config), (html_file, _html), (png_file, _png),
@@ -105,7 +125,7 @@ def plan_command(
             console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
-def _planned(question: Question, console: Console) -> Plan:
+def _planned(question: Question) -> Plan:
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:.0f} %"),
         console=console, transient=True, disable=not console.is_terminal,
@@ -130,7 +150,11 @@ def _steady(
     )
 
 
-def _traced(path: Path, cached: bool, console: Console) -> Workload:
+def _traced(path: Path | None, cached: bool, lengths: str | None) -> Workload:
+    if path is None:
+        raise ConfigError("--prefix-cache is for a trace; allowed: with --trace, else --reuse")
+    if lengths is not None:
+        raise ConfigError("a trace has lengths of its own; allowed: --trace, or --isl and --osl")
     trace = read_trace(path)
     for line in trace.skipped[:SKIPPED_SHOWN]:
         console.print(f"skipped {line}", markup=False, soft_wrap=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deploy.settings import explained_yaml
-from eastwest.config import Config, LayoutConfig, PoolConfig
+from eastwest.config import Config, LayoutConfig, ModelConfig, PoolConfig
 from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
 from planner.memory import RESERVE, kv_per_token, weights_per_rank
@@ -18,6 +19,8 @@ from planner.split import Pool, Split
 
 # Raised when a field changes its meaning or goes; new fields do not count.
 SCHEMA = 1
+# Of the engine's formats of KV, those that differ from the model's own.
+_KV_DTYPES: dict[str, Literal["float8_e4m3", "int8"]] = {"fp8": "float8_e4m3", "int8": "int8"}
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def plan_config(plan: Plan) -> Config:
     base = Config()
     return base.model_copy(
         update={
-            "model": base.model.model_copy(update={"source": plan.question.model.name}),
+            "model": _model_config(plan.question),
             "prefill": pools.get("prefill", none),
             "decode": pools.get("decode", none),
             "aggregated": pools.get("aggregated", none),
@@ -76,8 +79,19 @@ def plan_config(plan: Plan) -> Config:
     )
 
 
+def _model_config(question: Question) -> ModelConfig:
+    precision = question.precision
+    return ModelConfig(
+        source=question.source or question.model.name,
+        dtype="float32" if precision.activations == "fp32" else "auto",
+        quantization="int8" if precision.ffn == "int8w" else "none",
+    )
+
+
 def _pool_config(question: Question, pool: Pool) -> PoolConfig:
-    model, precision, layout = question.model, question.precision, pool.layout
+    precision, layout = question.precision, pool.layout
+    # The engine keeps what a window no longer sees.
+    model = replace(question.model, windows=(None,) * question.model.layers)
     free = question.device.memory.bytes * (1 - RESERVE)
     free -= weights_per_rank(model, layout, precision)
     tokens = int(free / kv_per_token(model, layout, precision))
@@ -85,6 +99,7 @@ def _pool_config(question: Question, pool: Pool) -> PoolConfig:
     return PoolConfig(
         replicas=pool.replicas,
         layout=LayoutConfig(tp=layout.tp, pp=layout.pp, ep=layout.ep, dp=layout.dp),
+        kv_dtype=_KV_DTYPES.get(precision.kv, "auto"),
         kv_tokens=max(16, tokens // 16 * 16),
         step_tokens=pool.chunk_tokens,
         running_max=at_once,
@@ -117,6 +132,7 @@ def _question(q: Question) -> dict[str, Any]:
         },
         "price_per_hour": q.price_per_hour,
         "availability": q.availability,
+        "skew": q.skew,
     }  # fmt: skip
 
 

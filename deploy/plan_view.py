@@ -31,32 +31,32 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def _modes(plan: Plan) -> Table:
+    """One column for each way of serving, the best one bold."""
     table = Table(title="ways of serving (predicted)", title_justify="left", box=None)
-    priced = plan.question.price_per_hour > 0
-    for column in ("", "pools", "batch", "chunk", "load"):
-        table.add_column(column)
-    numbers = ["devices", "req/s", "tok/s/GPU", "tok/s/user", "TTFT", "TPOT", "bound"]
-    for column in [*numbers, *(["$/M tok"] if priced else [])]:
-        table.add_column(column, justify="right")
+    table.add_column("")
     for mode, split in plan.by_mode.items():
-        if split is None:
-            table.add_row(mode.value, "no split meets both targets")
-            continue
-        style = "bold" if split is plan.best else None
-        dollars = [f"{plan.dollars_per_million_tokens(split):.2f}"] if priced else []
-        table.add_row(
-            mode.value,
-            *(_lines(split.pools, part) for part in (_shape, _batch, _chunk, _load)),
-            str(split.devices),
-            f"{split.rate:.3g}",
-            f"{split.tokens_per_s_per_device:,.0f}",
-            f"{split.tokens_per_s_per_user:.0f}",
-            seconds_text(split.ttft_s),
-            seconds_text(split.tpot_s),
-            split.bound,
-            *dollars,
-            style=style,
-        )
+        best = split is plan.best
+        table.add_column(mode.value, style="bold" if best else None, overflow="fold")
+    percent = f"p{plan.question.targets.percentile * 100:g}"
+    rows: list[tuple[str, Callable[[Split], str]]] = [
+        ("pools", lambda s: _lines(s.pools, _shape)),
+        ("devices", lambda s: str(s.devices)),
+        ("requests/s", lambda s: f"{s.rate:,.0f}" if s.rate >= 100 else f"{s.rate:.3g}"),
+        ("tokens/s/GPU", lambda s: f"{s.tokens_per_s_per_device:,.0f}"),
+        ("tokens/s/user", lambda s: f"{s.tokens_per_s_per_user:.0f}"),
+        (f"TTFT {percent}", lambda s: seconds_text(s.ttft_s)),
+        (f"TPOT {percent}", lambda s: seconds_text(s.tpot_s)),
+        ("decode batch", lambda s: f"{s.pools[-1].batch:,.0f}"),
+        ("prompt chunk", lambda s: f"{_chunk(s):,}"),
+        ("load of pools", lambda s: " + ".join(f"{pool.load:.0%}" for pool in s.pools)),
+        ("bound by", lambda s: s.bound),
+    ]
+    if plan.question.price_per_hour > 0:
+        rows.append(("$/M tokens", lambda s: f"{plan.dollars_per_million_tokens(s):.2f}"))
+    for i, (name, value) in enumerate(rows):
+        missing = "misses the targets" if i == 0 else "-"
+        splits = plan.by_mode.values()
+        table.add_row(name, *(missing if s is None else value(s) for s in splits))
     return table
 
 
@@ -145,13 +145,6 @@ def _shape(pool: Pool) -> str:
     return f"{pool.replicas} {pool.role} x {pool.layout}"
 
 
-def _batch(pool: Pool) -> str:
-    return f"{pool.batch:,.0f}" if pool.batch else "-"
-
-
-def _chunk(pool: Pool) -> str:
-    return f"{pool.chunk_tokens:,}" if pool.role != "decode" else "-"
-
-
-def _load(pool: Pool) -> str:
-    return f"{pool.load:.0%}"
+def _chunk(split: Split) -> int:
+    """Of the pool that computes most prompts."""
+    return split.pools[0].chunk_tokens

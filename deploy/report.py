@@ -38,6 +38,7 @@ def timing_table(completion: Completion) -> RenderableType:
             ("import", second.import_ns),
             ("decode queue", second.decode_queue_ns),
             ("first step", second.first_step_ns),
+            *([("migration", second.migration_ns)] if second.migration_ns else []),
         ],
         second.total_ns,
     )
@@ -65,6 +66,8 @@ def usage_lines(completion: Completion) -> RenderableType:
     decoded_s = (timing.e2e_ns - timing.ttft.total_ns) / 1e9
     rate = (usage.completion_tokens - 1) / decoded_s if decoded_s > 0 else 0.0
     moved = f"{completion.transfer_bytes / 2**20:.1f} MiB in {completion.transfer_ns / _MS:.1f} ms"
+    times = f"{usage.migrations} time{'s' if usage.migrations > 1 else ''}"
+    lost = f"workers were lost {times}: {usage.recomputed_tokens} tokens recomputed elsewhere"
     return Group(
         f"tokens: {usage.prompt_tokens} in, {usage.completion_tokens} out "
         f"({rate:.1f} tokens/s), finished by {completion.finish_reason}",
@@ -72,6 +75,7 @@ def usage_lines(completion: Completion) -> RenderableType:
         f"{usage.cached_tokens} on {completion.decode_worker} already, "
         f"{usage.loaded_tokens} loaded from the store",
         f"moved {completion.prefill_worker} to {completion.decode_worker}: {moved}",
+        *([lost] if usage.migrations else []),
     )
 
 
@@ -121,7 +125,7 @@ def loads_lines(loads: ServerLoads) -> str:
     """The router's own load."""
     return (
         f"requests: {loads.active} active, {loads.waiting} waiting, "
-        f"{loads.completed} completed, {loads.failed} failed\n"
+        f"{loads.completed} completed, {loads.failed} failed, {loads.migrations} moved\n"
         f"prompt KV found: {_hits(loads.kv_index.prefill)} by prefill, "
         f"{_hits(loads.kv_index.decode)} by decode workers; "
         f"{loads.kv_index.blocks:,} blocks in the index"

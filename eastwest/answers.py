@@ -29,8 +29,9 @@ class Completion:
 
     text: without the end token or stop string that ended it. matched_stop: the token id or the
     stop string, where finish_reason is STOP. timing: each list of parts sums exactly to its
-    total. transfer_bytes, transfer_ns: KV that moved from prefill to decode worker, and how long
-    that took in all (overlapped with compute; what was not hidden is in timing).
+    total. prefill_worker, decode_worker: the last ones, where the request was moved.
+    transfer_bytes, transfer_ns: KV that moved from prefill to decode workers, and how long that
+    took in all (overlapped with compute; what was not hidden is in timing).
     """
 
     request_id: str
@@ -132,11 +133,15 @@ class KvIndexStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoads:
-    """Requests waiting in the router, being served, and ended since it started."""
+    """Requests waiting in the router, being served, and ended since it started.
+
+    migrations: how often those that ended were moved to other workers while they ran.
+    """
 
     waiting: int
     active: int
     completed: int
     failed: int
+    migrations: int
     workers: tuple[WorkerStatus, ...]
     kv_index: KvIndexStatus

@@ -7,7 +7,7 @@ because they share this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from eastwest.answers import (
@@ -80,24 +80,30 @@ def resolve_sampling(
         raise InvalidArgument(f"sampling parameters cannot be sent: {error}") from error
 
 
-def address_request(
-    request: inference.GenerateRequest | inference.ChatRequest,
-    session: str | None,
-    must_exist: bool,
-    *,
-    request_id: str,
-    model: str,
-    tenant: str,
-) -> None:
-    """Fill in what says whose request this is, and of which conversation."""
-    if must_exist and session is None:
-        raise InvalidArgument("must_exist is set without a session; allowed: with a session only")
-    try:
-        request.request_id, request.model, request.tenant = request_id, model, tenant
-        if session is not None:
-            request.session.id, request.session.must_exist = session, must_exist
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"a name cannot be sent: {error}") from error
+@dataclass(frozen=True, slots=True)
+class Addressing:
+    """What says whose request it is, of which conversation, and how urgent; as in `generate`."""
+
+    tenant: str
+    session: str | None
+    must_exist: bool
+    request_id: str
+    model: str
+    priority: int
+
+    def fill(self, request: inference.GenerateRequest | inference.ChatRequest) -> None:
+        """Put it into `request`. Ranges are for the server to judge."""
+        if self.must_exist and self.session is None:
+            raise InvalidArgument(
+                "must_exist is set without a session; allowed: with a session only"
+            )
+        try:
+            request.request_id, request.model = self.request_id, self.model
+            request.tenant, request.priority = self.tenant, self.priority
+            if self.session is not None:
+                request.session.id, request.session.must_exist = self.session, self.must_exist
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"a name or the priority cannot be sent: {error}") from error
 
 
 def prompt_to_wire(prompt: Prompt) -> inference.GenerateRequest:
@@ -162,6 +168,8 @@ def _read_completion(wire: inference.GenerateComplete) -> Completion:
             usage.cached_tokens,
             usage.loaded_tokens,
             usage.computed_tokens,
+            usage.migrations,
+            usage.recomputed_tokens,
         ),
         timing=_read_timing(wire.timing),
         prefill_worker=wire.prefill_worker,
@@ -179,7 +187,11 @@ def _read_timing(wire: inference.RequestTiming) -> Timing:
     second = None
     if wire.HasField("second_token_ns"):
         second = SecondTokenParts(
-            wire.exposed_transfer_ns, wire.import_ns, wire.decode_queue_ns, wire.first_step_ns
+            wire.exposed_transfer_ns,
+            wire.import_ns,
+            wire.decode_queue_ns,
+            wire.first_step_ns,
+            wire.migration_ns,
         )
     return Timing(ttft, second, wire.e2e_ns)
 
@@ -207,7 +219,9 @@ def read_loads(wire: inference.GetLoadsResponse) -> ServerLoads:
     workers = tuple(_read_worker(w) for w in wire.workers)
     kv = wire.kv_index
     index = KvIndexStatus(kv.blocks, kv.resyncs, _read_hits(kv.prefill), _read_hits(kv.decode))
-    return ServerLoads(wire.waiting, wire.active, wire.completed, wire.failed, workers, index)
+    return ServerLoads(
+        wire.waiting, wire.active, wire.completed, wire.failed, wire.migrations, workers, index
+    )
 
 
 def _read_hits(wire: inference.KvHits) -> KvHits:

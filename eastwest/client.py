@@ -154,6 +154,7 @@ class AsyncClient:
         must_exist: bool = False,
         request_id: str = "",
         model: str = "",
+        priority: int = 0,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGeneration:
@@ -162,13 +163,15 @@ class AsyncClient:
         sampling: how tokens are chosen; single fields of it can be given by name (`max_tokens=50`)
         and win. session: continue this conversation, to whose tokens the prompt is appended;
         must_exist: fail with `NotFound` rather than begin it. request_id: for `abort`; unique
-        among running requests. model: fail with `NotFound` where another one is served.
+        among running requests. model: fail with `NotFound` where another one is served. priority:
+        more is more urgent among the requests of this tenant, -10 to 10.
         """
         request = calls.prompt_to_wire(prompt)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        return self._generation(
-            self._stub.Generate, request, session, must_exist, request_id, model, timeout_s
+        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
+            request
         )
+        return self._generation(self._stub.Generate, request, timeout_s)
 
     def chat(
         self,
@@ -179,6 +182,7 @@ class AsyncClient:
         must_exist: bool = False,
         request_id: str = "",
         model: str = "",
+        priority: int = 0,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGeneration:
@@ -189,9 +193,10 @@ class AsyncClient:
         """
         request = calls.messages_to_wire(messages)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        return self._generation(
-            self._stub.Chat, request, session, must_exist, request_id, model, timeout_s
+        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
+            request
         )
+        return self._generation(self._stub.Chat, request, timeout_s)
 
     async def abort(self, request_id: str) -> bool:
         """End a running request of this tenant; False where there is none of that id."""
@@ -260,15 +265,8 @@ class AsyncClient:
         self,
         method: Callable[..., _Call],
         request: inference.GenerateRequest | inference.ChatRequest,
-        session: str | None,
-        must_exist: bool,
-        request_id: str,
-        model: str,
         timeout_s: float | None,
     ) -> AsyncGeneration:
-        calls.address_request(
-            request, session, must_exist, request_id=request_id, model=model, tenant=self._tenant
-        )
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
 
         def start(stream: bool) -> _Call:

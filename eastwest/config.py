@@ -89,7 +89,7 @@ class KVConfig(Section):
 
     block_tokens: int = Field(16, ge=1, le=1024, description="tokens of one block")
     frame_bytes: int = Field(
-        4 << 20,
+        16 << 20,
         ge=1 << 12,
         le=FRAME_BYTES_MAX,
         description="payload of one transfer frame, at most",
@@ -97,14 +97,24 @@ class KVConfig(Section):
     inflight_bytes: int = Field(
         64 << 20, ge=1 << 20, description="bytes on the way between one pair of ranks, at most"
     )
-    transports: tuple[Literal["shared_memory", "nixl", "grpc"], ...] = Field(
-        ("shared_memory", "nixl", "grpc"),
+    transports: tuple[Literal["shared_memory", "nixl", "grpc"], ...] | None = Field(
+        None,
         min_length=1,
-        description="allowed ways for KV to move; the first that both sides of a pair have is used",
+        description="ways for KV to move, best first, all of which every host must have; the first "
+        "that both sides of a pair have is used; none: shared_memory as far as each host has it, "
+        "and grpc",
     )
     lease_s: float = Field(
         30.0, gt=0, description="a reservation frees itself this long after its last sign of life"
     )
+
+    @model_validator(mode="after")
+    def _transports_are_named_once(self) -> KVConfig:
+        if self.transports is not None and len(set(self.transports)) < len(self.transports):
+            raise ValueError(
+                f"transports are {', '.join(self.transports)}; allowed: each of them once"
+            )
+        return self
 
 
 class StoreConfig(Section):
@@ -147,7 +157,9 @@ class RouterConfig(Section):
     port: int = Field(50051, ge=0, le=65535, description="0 takes a free port")
     queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
-    attempts_max: int = Field(3, ge=1, description="placements tried for one request, at most")
+    attempts_max: int = Field(
+        3, ge=1, description="pairs of workers tried for one request, at most, moves included"
+    )
     sessions_max: int = Field(
         1024, ge=1, description="sessions kept at hand for when the store is away, at most"
     )

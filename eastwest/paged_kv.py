@@ -9,6 +9,7 @@ spec, shard and size can find any row in a buffer that another process has mappe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +21,13 @@ from eastwest.layout import KVSpec, Shard
 from eastwest.ports import Buffer
 
 Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.intp]
+# Indices of blocks; an array of them is not converted again for each use.
+Blocks = Sequence[int] | Indices
 
 # More runs of consecutive blocks than so many for each layer and head are moved block by block.
 _SLICES_MAX = 2
+_BEGIN = np.ones(1, np.bool_)
 
 
 def pool_bytes(spec: KVSpec, shard: Shard, num_blocks: int, block_tokens: int) -> int:
@@ -37,6 +42,39 @@ def block_runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
     for start, stop in pairwise((0, *cuts, len(ids))):
         if start < stop:
             yield blocks[start], stop - start
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRuns:
+    """Tokens that follow each other, as runs of consecutive slots, in order.
+
+    starts: where each run begins among the tokens, 0 first. slots: its first slot. total: of all
+    the tokens.
+    """
+
+    starts: Indices
+    slots: Indices
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """``(where among the tokens, first slot, count)`` of each run."""
+        starts = self.starts.tolist()
+        counts = [stop - start for start, stop in pairwise((*starts, self.total))]
+        return zip(starts, self.slots.tolist(), counts, strict=True)
+
+    def cut(self, starts: Indices) -> SlotRuns:
+        """The same tokens in runs that begin at `starts`, among which are all of its own."""
+        run = np.searchsorted(self.starts, starts, "right") - 1
+        return SlotRuns(starts, self.slots[run] + starts - self.starts[run], self.total)
+
+
+def matched(ours: SlotRuns, theirs: SlotRuns) -> tuple[SlotRuns, SlotRuns]:
+    """The same tokens in two pools, in runs that are consecutive in both."""
+    starts = np.union1d(ours.starts, theirs.starts)
+    return ours.cut(starts), theirs.cut(starts)
 
 
 class PagedKV:
@@ -66,7 +104,7 @@ class PagedKV:
             self.planes = (keys, values)
 
     def read(
-        self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
+        self, blocks: Blocks, layers: range, heads: range, tokens: range | None = None
     ) -> Buffer:
         """See `KVMemory.read`."""
         run = np.empty(self.run_bytes(blocks, layers, heads, tokens), np.uint8)
@@ -79,7 +117,7 @@ class PagedKV:
 
     def write(
         self,
-        blocks: Sequence[int],
+        blocks: Blocks,
         layers: range,
         heads: range,
         payload: Buffer,
@@ -100,7 +138,7 @@ class PagedKV:
                 held[index] = part
 
     def run_bytes(
-        self, blocks: Sequence[int], layers: range, heads: range, tokens: range | None = None
+        self, blocks: Blocks, layers: range, heads: range, tokens: range | None = None
     ) -> int:
         """Bytes of a canonical run, after checking that this rank holds it."""
         held = len(blocks) * self.block_tokens
@@ -110,7 +148,7 @@ class PagedKV:
             ("heads", heads, self.shard.heads),
             ("tokens", range(held) if tokens is None else tokens, range(held)),
         ):
-            if not wanted or not all(end in whole for end in _ends(wanted)):
+            if not len(wanted) or not all(end in whole for end in _ends(wanted)):
                 raise InvalidArgument(
                     f"{name} are {list(wanted)[:8]}; allowed: some of {whole.start} to "
                     f"{whole.stop - 1}"
@@ -121,11 +159,11 @@ class PagedKV:
     def _pieces(
         self,
         run: Bytes,
-        blocks: Sequence[int],
+        blocks: Blocks,
         layers: range,
         heads: range,
         tokens: range | None = None,
-    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.intp] | None]]:
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], Indices | None]]:
         """Views of a canonical `run` beside views of the places in the pool that it describes.
 
         Without an index, both have shape ``[layer][head][token][bytes of a row]``: there is such
@@ -138,7 +176,7 @@ class PagedKV:
         places = (_inside(layers, self.shard.layers), _inside(heads, self.shard.heads))
         first, stop = -(-wanted.start // self.block_tokens), wanted.stop // self.block_tokens
         whole, edges = range(first * self.block_tokens, stop * self.block_tokens), [wanted]
-        index = np.array(blocks[first:stop], np.intp)
+        index = np.asarray(blocks[first:stop], np.intp)
         scattered = np.count_nonzero(index[1:] - index[:-1] != 1) > _SLICES_MAX * len(layers) * len(
             heads
         )
@@ -168,20 +206,24 @@ class PagedKV:
         size = self.block_tokens * rows.shape[-1]
         return rows.reshape(-1, size).view(np.dtype((np.void, size)))[:, 0]
 
-    def slots(self, blocks: Sequence[int], tokens: range) -> Iterator[tuple[int, int, int]]:
-        """``(index within tokens, first slot, count)`` of each run of consecutive slots."""
+    def slots(self, blocks: Blocks, tokens: range) -> SlotRuns:
+        """Where some tokens of the sequence that lies in `blocks` are."""
         size = self.block_tokens
-        begin = tokens.start // size
-        for first, count in block_runs(blocks[begin : -(-tokens.stop // size)]):
-            here = range(begin * size, (begin + count) * size)
-            start, stop = max(here.start, tokens.start), min(here.stop, tokens.stop)
-            if start < stop:
-                yield start - tokens.start, first * size + start - here.start, stop - start
-            begin += count
+        begin, stop = tokens.start // size, -(-tokens.stop // size)
+        ids = np.asarray(blocks[begin:stop] if tokens else (), np.intp)
+        first = np.flatnonzero(np.concatenate((_BEGIN[: len(ids)], ids[1:] - ids[:-1] != 1)))
+        starts, slots = first * size, ids[first] * size
+        # The first run begins inside its block, the others where theirs do.
+        skipped = tokens.start - begin * size
+        starts[1:] -= skipped
+        slots[:1] += skipped
+        return SlotRuns(starts, slots, len(tokens))
 
 
-def _ends(indices: Sequence[int]) -> tuple[int, int]:
+def _ends(indices: Blocks) -> tuple[int, int]:
     """The least and the greatest of some."""
+    if isinstance(indices, np.ndarray):
+        return int(indices.min()), int(indices.max())
     if isinstance(indices, range):  # ascending
         return indices[0], indices[-1]
     return min(indices), max(indices)

@@ -133,15 +133,17 @@ class Client:
         must_exist: bool = False,
         request_id: str = "",
         model: str = "",
+        priority: int = 0,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Continue `prompt`; see `eastwest.AsyncClient.generate`."""
         request = calls.prompt_to_wire(prompt)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        return self._generation(
-            self._stub.Generate, request, session, must_exist, request_id, model, timeout_s
+        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
+            request
         )
+        return self._generation(self._stub.Generate, request, timeout_s)
 
     def chat(
         self,
@@ -152,15 +154,17 @@ class Client:
         must_exist: bool = False,
         request_id: str = "",
         model: str = "",
+        priority: int = 0,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Answer a conversation; see `eastwest.AsyncClient.chat`."""
         request = calls.messages_to_wire(messages)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        return self._generation(
-            self._stub.Chat, request, session, must_exist, request_id, model, timeout_s
+        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
+            request
         )
+        return self._generation(self._stub.Chat, request, timeout_s)
 
     def abort(self, request_id: str) -> bool:
         """End a running request of this tenant; False where there is none of that id."""
@@ -229,15 +233,8 @@ class Client:
         self,
         method: Callable[..., Any],
         request: inference.GenerateRequest | inference.ChatRequest,
-        session: str | None,
-        must_exist: bool,
-        request_id: str,
-        model: str,
         timeout_s: float | None,
     ) -> Generation:
-        calls.address_request(
-            request, session, must_exist, request_id=request_id, model=model, tenant=self._tenant
-        )
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
 
         def start(stream: bool) -> Any:

@@ -52,17 +52,26 @@ class SecondTokenParts:
     """First to second token, as known to the router; the fields sum to it.
 
     exposed_transfer: the part of the KV transfer that nothing hid. import: last frame to commit.
-    decode_queue: commit to the start of the first step. first_step: that step.
+    decode_queue: commit to the start of the first step. first_step: that step. migration: all of
+    it, where the request lost its workers in between and the second token came from a prefill
+    worker that took it over; else 0.
     """
 
     exposed_transfer_ns: int
     import_ns: int
     decode_queue_ns: int
     first_step_ns: int
+    migration_ns: int = 0
 
     @property
     def total_ns(self) -> int:
-        return self.exposed_transfer_ns + self.import_ns + self.decode_queue_ns + self.first_step_ns
+        return (
+            self.exposed_transfer_ns
+            + self.import_ns
+            + self.decode_queue_ns
+            + self.first_step_ns
+            + self.migration_ns
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,10 @@ class Usage:
 
     cached_tokens: prompt tokens whose KV the decode worker had or loaded, so that nobody had to
     push it. loaded_tokens: those of them that were read from the offline store. computed_tokens:
-    prompt tokens that went through the model for this request.
+    prompt tokens that went through the model. These three are of the attempt that gave the first
+    token. migrations: how often the request was moved to other workers after it, its former ones
+    lost; recomputed_tokens: tokens of prompt and output that went through the model again for
+    that.
     """
 
     prompt_tokens: int
@@ -134,3 +137,5 @@ class Usage:
     cached_tokens: int = 0
     loaded_tokens: int = 0
     computed_tokens: int = 0
+    migrations: int = 0
+    recomputed_tokens: int = 0

@@ -25,7 +25,8 @@ Ways to travel:
 grpc_delivery: in frames. push_client, push_server: those over sockets. http2: their protocol.
 shared_memory: into the receiver's memory on one host. fence: keeps late writers out of it.
 host_identity: who shares memory with whom.
-nixl_delivery: into the receiver's memory elsewhere. nixl_agent: the library behind that.
+nixl_delivery: into the receiver's memory elsewhere. nixl_pool: that memory, and the fence around
+it. nixl_agent: the library behind both.
 
 Books:
 ledger: who owns which blocks, and until when. auditor: compares it with what is really held.

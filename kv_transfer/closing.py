@@ -1,13 +1,15 @@
 """A receiver whose senders may write by themselves: closing a transfer waits for them.
 
-A sender that outlives its lease knows nothing of the end of its transfer. The fence keeps it from
-beginning another write; one that is being made is waited for, before anybody reuses the blocks.
+A sender that outlives its lease knows nothing of the end of its transfer. The fence of its
+transport keeps it from beginning another write; one that is being made is waited for, before
+anybody uses the blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from eastwest.errors import ErrorCode
@@ -27,36 +29,49 @@ class Closing:
         yield from self.done.wait().__await__()
 
 
-class FencedReceiver:
-    """`receiver` behind `fence`. Is a `ReceivingRank`; `tick` is called now and then.
+@dataclass(slots=True)
+class _Fenced:
+    """A transfer that senders write to by themselves. `closing`: None while it is open."""
 
-    The frames themselves go to `receiver`.
+    fence: Fence
+    closing: Closing | None = None
+
+
+class FencedReceiver:
+    """`receiver` behind the fence of each transport that writes by itself. Is a `ReceivingRank`.
+
+    The frames themselves go to `receiver`. waiting: set while transfers are being closed; `tick`
+    is called now and then meanwhile.
     """
 
-    def __init__(self, receiver: Receiver, fence: Fence) -> None:
+    def __init__(self, receiver: Receiver, fences: Mapping[Transport, Fence]) -> None:
+        self.waiting = asyncio.Event()
         self._receiver = receiver
-        self._fence = fence
-        # Transfers that senders write to by themselves; None while they are open.
-        self._closing: dict[str, Closing | None] = {}
+        self._fences = fences
+        self._fenced: dict[str, _Fenced] = {}
 
     def open(self, opening: Opening) -> None:
         """See `ReceivingRank.open`."""
-        if opening.transport is not Transport.GRPC:
-            self._fence.open(opening.transfer_id)
-            self._closing[opening.transfer_id] = None
+        # Where nothing is to come, nobody writes.
+        if opening.transport is not Transport.GRPC and opening.first_block < opening.num_blocks:
+            fence = self._fences[opening.transport]
+            fence.open(opening.transfer_id)
+            self._fenced[opening.transfer_id] = _Fenced(fence)
         self._receiver.open(opening)
 
     def close(self, transfer_id: str, reason: ErrorCode | None) -> Closing:
         """See `ReceivingRank.close`."""
         self._receiver.close(transfer_id, reason)
-        closing = self._closing.get(transfer_id)
-        if closing is None:
-            closing = Closing()
-            if transfer_id not in self._closing or self._fence.close(transfer_id):
-                closing.done.set()
-                self._closing.pop(transfer_id, None)
-            else:
-                self._closing[transfer_id] = closing
+        fenced = self._fenced.get(transfer_id)
+        if fenced is not None and fenced.closing is not None:
+            return fenced.closing
+        closing = Closing()
+        if fenced is None or fenced.fence.close(transfer_id):
+            closing.done.set()
+            self._fenced.pop(transfer_id, None)
+        else:
+            fenced.closing = closing
+            self.waiting.set()
         return closing
 
     async def missing(self, transfer_id: str) -> list[Region]:
@@ -64,8 +79,15 @@ class FencedReceiver:
         return await self._receiver.missing(transfer_id)
 
     def tick(self) -> None:
-        """Ask the fence again for the transfers that are being closed."""
-        for transfer_id, closing in list(self._closing.items()):
-            if closing is not None and self._fence.close(transfer_id):
-                del self._closing[transfer_id]
-                closing.done.set()
+        """Ask the fences again for the transfers that are being closed."""
+        left = False
+        for transfer_id, fenced in list(self._fenced.items()):
+            if fenced.closing is None:
+                continue
+            if fenced.fence.close(transfer_id):
+                del self._fenced[transfer_id]
+                fenced.closing.done.set()
+            else:
+                left = True
+        if not left:
+            self.waiting.clear()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from eastwest.paged_kv import PagedKV
+from eastwest.paged_kv import Blocks, PagedKV, SlotRuns
 from eastwest.ports import KVMemory
 from kv_transfer.plan import Region
 
@@ -24,12 +24,10 @@ def digest(kv: KVMemory, blocks: Sequence[int], region: Region, tokens: range, s
     return xxh3_64_intdigest(kv.read(blocks, region.layers, region.heads, tokens), seed)
 
 
-def stretches(
-    kv: PagedKV, blocks: Sequence[int], region: Region, tokens: range
-) -> list[memoryview]:
+def stretches(kv: PagedKV, blocks: Blocks, region: Region, tokens: range) -> list[memoryview]:
     """Where a region lies in the pool: flat pieces, in canonical order. None of them where they
     are too short to be worth it."""
-    slots = list(kv.slots(blocks, tokens))
+    slots = kv.slots(blocks, tokens)
     if not long_enough(kv, slots):
         return []
     runs = [slice(slot, slot + count) for _, slot, count in slots]
@@ -43,6 +41,6 @@ def stretches(
     ]
 
 
-def long_enough(kv: PagedKV, runs: Sequence[tuple[int, int, int]]) -> bool:
+def long_enough(kv: PagedKV, runs: SlotRuns) -> bool:
     """Whether runs of slots are used faster where they are than copied together."""
-    return sum(count for _, _, count in runs) * kv.spec.key_bytes >= len(runs) * STRETCH_BYTES_MIN
+    return runs.total * kv.spec.key_bytes >= len(runs) * STRETCH_BYTES_MIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eastwest.in_thread import in_thread
 from eastwest.messages import RankEndpoint, Ticket, Transport
 from kv_transfer.frame_codec import Header, Message, encode_parts
 from kv_transfer.transport import Outgoing
@@ -17,13 +18,22 @@ class GrpcTransport:
     def deliver(self, ticket: Ticket, endpoint: RankEndpoint) -> GrpcDelivery:
         return GrpcDelivery()
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 class GrpcDelivery:
     """Is a `Delivery`."""
 
     async def pack(self, header: Header, outgoing: Outgoing) -> Message:
         """See `Delivery.pack`."""
-        return encode_parts(header, outgoing.parts(header.region))
+        region = header.region
+        if outgoing.converts:
+            return encode_parts(header, await in_thread(outgoing.parts, region))
+        return encode_parts(header, outgoing.parts(region))
+
+    def settle(self) -> None:
+        """Nothing outlives a `pack`."""
 
     async def close(self) -> None:
         """Nothing outlives a `pack`."""

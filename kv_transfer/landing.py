@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kv_transfer.frame_codec import Frame
+from xxhash import xxh3_64
+
+from kv_transfer.frame_codec import Frame, checksum_seed
 
 _DROP_BYTES = 1 << 16
 
@@ -22,6 +24,7 @@ class Landing:
         self.revoked = False
         self.size = self.left = sum(len(target) for target in targets)
         self._targets = list(reversed(targets))
+        self._check = xxh3_64(seed=checksum_seed(frame.header))
 
     def revoke(self) -> None:
         """Write nothing more."""
@@ -37,6 +40,13 @@ class Landing:
         self.left -= count
         if self.revoked:
             return
-        rest = self._targets.pop()[count:]
+        target = self._targets.pop()
+        # Now, while it is in the cache.
+        self._check.update(target[:count])
+        rest = target[count:]
         if len(rest) or not self._targets:
             self._targets.append(rest)
+
+    def intact(self) -> bool:
+        """Whether all has come, as it was sent."""
+        return not self.revoked and self._check.intdigest() == self.frame.checksum

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eastwest.config import KVConfig
 from eastwest.errors import ConfigError, Incompatible
 from eastwest.messages import KvSource, Transport
 from kv_transfer.convert import check_convertible
@@ -36,6 +37,14 @@ def check_source(source: KvSource, own: KvSource) -> None:
         raise Incompatible(
             f"layouts {source.layout} {there} and {own.layout} {here} cannot be matched: {error}"
         ) from error
+
+
+def allowed_transports(config: KVConfig) -> tuple[Transport, ...]:
+    """The ways that a deployment lets KV move, best first. NIXL only where it is named: over plain
+    TCP it is slower than gRPC, and its fence is weaker (ADR 7)."""
+    if config.transports is None:
+        return (Transport.SHARED_MEMORY, Transport.GRPC)
+    return tuple(Transport(name) for name in config.transports)
 
 
 def choose_transport(source: KvSource, own: KvSource, allowed: Sequence[Transport]) -> Transport:

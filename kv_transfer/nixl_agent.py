@@ -2,6 +2,9 @@
 
 NIXL ships for several CUDA versions under several names, without types. This file is the only one
 that knows; it turns the library's errors into typed ones.
+
+With version 1.5.1 a process that made an agent crashes in the library when the interpreter ends,
+after all else is done; its exit status says nothing then.
 """
 
 from __future__ import annotations
@@ -19,17 +22,19 @@ from eastwest.errors import Phase, TransferFailed
 
 _NAMES = ("nixl._api", "nixl_cu12._api", "nixl_cu13._api")
 _HOST_MEMORY = "DRAM"
+# How long an agent's thread sleeps, at most, before it looks what came over TCP.
+PROGRESS_US = 100
 # ``[address, length, device]`` rows.
 Places = npt.NDArray[np.uint64]
 
 
-def nixl_available() -> bool:
-    """Whether NIXL is installed and can make an agent that moves host memory."""
+def nixl_problem() -> str:
+    """Why this process cannot move host memory by NIXL; "" where it can."""
     try:
         Agent().close()
-    except TransferFailed:
-        return False
-    return True
+    except TransferFailed as error:
+        return error.message
+    return ""
 
 
 def places(base: int, pieces: Sequence[tuple[int, int]]) -> Places:
@@ -46,7 +51,7 @@ class Agent:
     def __init__(self) -> None:
         self._api = _library()
         if self._api is None:
-            raise TransferFailed("NIXL is not installed", phase=Phase.TRANSFER)
+            raise TransferFailed("nixl is not installed", phase=Phase.TRANSFER)
         bindings = importlib.import_module(self._api.nixlBind.__name__)
         self._errors = tuple(
             kind
@@ -56,8 +61,13 @@ class Agent:
         self.name = f"eastwest-{os.urandom(8).hex()}"
         self._registered: dict[int, tuple[Any, npt.NDArray[np.uint8]]] = {}  # by address
         with self._typed("making an agent"):
-            config = self._api.nixl_agent_config(backends=["UCX"])
-            self._agent: Any = self._api.nixl_agent(self.name, config)
+            try:
+                self._agent = _made(self._api, self.name)
+            except AttributeError as error:
+                raise TransferFailed(
+                    f"this version of nixl is another one than is known here: {error}",
+                    phase=Phase.TRANSFER,
+                ) from error
 
     def register(self, memory: npt.NDArray[np.uint8]) -> int:
         """Make `memory` a source and target of transfers, and keep it; its address."""
@@ -125,9 +135,10 @@ class Agent:
                 yield name, note
 
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent, never raises. What cannot be released now goes with the process."""
         for address in list(self._registered):
-            self.unregister(address)
+            with contextlib.suppress(TransferFailed):
+                self.unregister(address)
 
     @contextlib.contextmanager
     def _typed(self, what: str) -> Iterator[None]:
@@ -135,6 +146,19 @@ class Agent:
             yield
         except self._errors as error:
             raise TransferFailed(f"NIXL: {what}: {error}", phase=Phase.TRANSFER) from error
+
+
+def _made(api: Any, name: str) -> Any:
+    """An agent whose thread sleeps while nothing moves. As the library makes them, it spins: that
+    takes a core of every process, idle ones too."""
+    agent = api.nixl_agent(name, api.nixl_agent_config(backends=[], enable_prog_thread=False))
+    config = api.nixlBind.nixlAgentConfig()
+    config.useProgThread, config.useListenThread = True, False
+    config.syncMode = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_NONE.value
+    config.pthrDelay = PROGRESS_US
+    agent.agent = api.nixlBind.nixlAgent(name, config)
+    agent.create_backend("UCX")
+    return agent
 
 
 def _library() -> Any:

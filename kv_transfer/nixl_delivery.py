@@ -1,137 +1,81 @@
 """KV written straight into the reserved blocks of a rank by NIXL: RDMA where there is such a
 network, else UCX over TCP or shared memory.
 
-Nobody can stop another host from writing what it has begun, so this fence is weaker than that of
-`kv_transfer.fence`; ADR 7 says how weak. A sender tells the receiver that it begins, then reads the
-receiver's table of open transfers before each piece and after it, and tells when it has ended. The
-receiver clears the row of a closed transfer and holds its blocks until each sender that began has
-ended; without a word from any, for `QUARANTINE_S`, twice as long as what a sender read is valid.
+This is the sender's side, with its half of the fence that `kv_transfer.nixl_pool` describes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from blake3 import blake3
 from xxhash import xxh3_64
 
 from eastwest.clock import Clock, ns
-from eastwest.errors import LeaseExpired, Overloaded, Phase, TransferFailed
+from eastwest.errors import LeaseExpired, Phase, TransferFailed
+from eastwest.in_thread import in_thread
 from eastwest.layout import shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
 from eastwest.paged_kv import block_runs, pool_bytes
-from eastwest.ports import Buffer
 from kv_transfer.frame_codec import Header, Message, checksum_seed, encode_in_place
 from kv_transfer.nixl_agent import Agent, places
+from kv_transfer.nixl_pool import (
+    BEGIN,
+    END,
+    PERMISSION_S,
+    ROW_BYTES,
+    TABLE_BYTES,
+    Bytes,
+    row_name,
+)
 from kv_transfer.plan import Region, tokens_of
 from kv_transfer.transport import Outgoing
 
-TRANSFERS_MAX = 4096
-PERMISSION_S = 0.25
-QUARANTINE_S = 0.5
-_ROW_BYTES = 32
-_TABLE_BYTES = TRANSFERS_MAX * _ROW_BYTES
+# Receivers that no transfer goes to are kept for the next one, up to so many; staging likewise.
+RECEIVERS_MAX = 64
+STAGING_MAX = 16
+SWEEP_S = 0.01
+# A wait for NIXL gives way to the rest of the event loop so often before it lets time pass.
+_TURNS = 100
+_TURN_S = 0.0005
 _DESCRIPTOR = re.compile(r"nixl1:(\d{1,20}):(\d{1,20}):(\d{1,20}):([A-Za-z0-9+/=]+)")
-_BEGIN, _END = b"begin ", b"end "
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)
-class _Row:
-    number: int
-    writing: set[str] = field(default_factory=set)
-    ended: bool = False  # some sender has, and none is writing
-    closed_ns: int | None = None
+class _Receiver:
+    """Another agent, by its name here. users: deliveries to it that have not ended. failed: it
+    could not be reached; the connection is made anew once nobody uses it."""
 
-
-class NixlPool:
-    """Makes `buffer`, the paged KV of one rank, a target of NIXL. Is a `kv_transfer.ranks.Fence`.
-
-    descriptor: for `RankEndpoint.memory`. silence_s: a sender that began is given up so long after
-    its transfer was closed. Used on one thread. Raises `TransferFailed` where there is no NIXL.
-    """
-
-    def __init__(self, buffer: Buffer, clock: Clock, *, silence_s: float) -> None:
-        self._agent = Agent()
-        self._clock = clock
-        self._silence_ns = ns(silence_s)
-        self._memory = np.frombuffer(buffer, np.uint8)
-        self._table: Bytes = np.zeros((TRANSFERS_MAX, _ROW_BYTES), np.uint8)
-        self._free = list(range(TRANSFERS_MAX - 1, -1, -1))
-        self._rows: dict[str, _Row] = {}
-        memory, table = self._agent.register(self._memory), self._agent.register(self._table)
-        metadata = base64.b64encode(self._agent.metadata()).decode()
-        self.descriptor = f"nixl1:{memory}:{self._memory.nbytes}:{table}:{metadata}"
-
-    def open(self, transfer_id: str) -> None:
-        """See `Fence.open`. `Overloaded` where too many are open or still being closed."""
-        assert transfer_id not in self._rows, f"transfer {transfer_id} is open already"
-        if not self._free:
-            raise Overloaded(
-                f"{TRANSFERS_MAX} transfers by NIXL are open; allowed: so many at once"
-            )
-        row = self._rows[transfer_id] = _Row(self._free.pop())
-        self._table[row.number] = np.frombuffer(_name(transfer_id), np.uint8)
-
-    def close(self, transfer_id: str) -> bool:
-        """See `Fence.close`. True for a transfer that is not open."""
-        row = self._rows.get(transfer_id)
-        if row is None:
-            return True
-        now_ns = self._clock.now_ns()
-        if row.closed_ns is None:
-            row.closed_ns = now_ns
-            self._table[row.number] = 0
-        # Who read the row before that had begun before.
-        self._listen()
-        patience_ns = self._silence_ns if row.writing else 0 if row.ended else ns(QUARANTINE_S)
-        if now_ns < row.closed_ns + patience_ns:
-            return False
-        del self._rows[transfer_id]
-        self._free.append(row.number)
-        return True
-
-    def shut(self) -> None:
-        """Nobody can begin to write to it any more."""
-        self._table[...] = 0
-        self._agent.close()
-
-    def _listen(self) -> None:
-        for sender, note in self._agent.notes():
-            for kind in (_BEGIN, _END):
-                row = self._rows.get(note.removeprefix(kind).decode("utf-8", "replace"))
-                if row is None or not note.startswith(kind):
-                    continue
-                if kind is _BEGIN:
-                    row.writing.add(sender)
-                else:
-                    row.writing.discard(sender)
-                row.ended = not row.writing
+    name: str
+    users: int = 0
+    failed: bool = False
 
 
 class Nixl:
-    """The `TransportProvider` of one sender. Raises `TransferFailed` where there is no NIXL."""
+    """The `TransportProvider` of one sender. Used on one event loop. Raises `TransferFailed` where
+    there is no NIXL."""
 
     transport = Transport.NIXL
 
     def __init__(self, clock: Clock) -> None:
         self._agent = Agent()
         self._clock = clock
-        self._known: dict[str, str] = {}  # agents by descriptor
+        self._receivers: dict[str, _Receiver] = {}  # by descriptor; the last one used comes last
         self._free: list[Staging] = []  # of deliveries that have ended
+        self._ending: list[tuple[_Link, bytes]] = []
+        self._sweeping: asyncio.TimerHandle | None = None
 
     def deliver(self, ticket: Ticket, endpoint: RankEndpoint) -> NixlDelivery:
         """See `TransportProvider.deliver`."""
-        parts = _DESCRIPTOR.fullmatch(endpoint.memory)
+        descriptor = endpoint.memory
+        parts = _DESCRIPTOR.fullmatch(descriptor)
         if parts is None:
             raise TransferFailed(
                 f"rank {endpoint.rank} of {ticket.worker_id} names no NIXL agent; allowed: what a "
@@ -140,48 +84,111 @@ class Nixl:
             )
         memory, size, table = (int(part) for part in parts.groups()[:3])
         where = Placement(ticket, endpoint.rank, size)
-        name = self._known.get(endpoint.memory)
-        if name is None:
-            name = self._known[endpoint.memory] = self._agent.add(_decoded(parts[4]))
+        self._forget_idle(RECEIVERS_MAX - 1)
+        receiver = self._receivers.pop(descriptor, None)
+        if receiver is None:
+            receiver = _Receiver(self._agent.add(_decoded(parts[4])))
+        self._receivers[descriptor] = receiver
+        receiver.users += 1
         staging = self._free.pop() if self._free else Staging(self._agent)
-        link = _Link(self._agent, name, staging, memory, table)
-        return NixlDelivery(link, ticket, where, self._clock, self._free)
+        link = _Link(self._agent, receiver, staging, memory, table)
+        return NixlDelivery(link, ticket, where, self._clock, self._end)
 
     def close(self) -> None:
-        """Forget every receiver. Idempotent."""
-        while self._known:
-            self._agent.remove(self._known.popitem()[1])
+        """See `TransportProvider.close`."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for receiver in self._receivers.values():
+            self._remove(receiver)
+        self._receivers.clear()
+        self._ending.clear()
+        self._free.clear()
         self._agent.close()
+
+    def _end(self, link: _Link, note: bytes) -> None:
+        """A delivery has ended; its receiver hears `note`, unless empty, when nothing moves."""
+        self._ending.append((link, note))
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """End what does not move any more, now and later. Nobody waits for it: it reads staging
+        memory only, and a peer that was suspended may take for ever."""
+        self._sweeping = None
+        ending, self._ending = self._ending, []
+        for link, note in ending:
+            with contextlib.suppress(TransferFailed):
+                if not link.still():
+                    self._ending.append((link, note))
+                    continue
+                if note:
+                    self._agent.tell(link.receiver.name, note)
+            link.receiver.users -= 1
+            if len(self._free) < STAGING_MAX:
+                self._free.append(link.staging)
+            else:
+                link.staging.close()
+        self._forget_idle(RECEIVERS_MAX)
+        if self._ending:
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _forget_idle(self, kept: int) -> None:
+        """Receivers that failed, and those beyond `kept`, while no delivery goes to them."""
+        surplus = len(self._receivers) - kept
+        for descriptor, receiver in list(self._receivers.items()):
+            if not receiver.users and (receiver.failed or surplus > 0):
+                surplus -= 1
+                self._remove(self._receivers.pop(descriptor))
+
+    def _remove(self, receiver: _Receiver) -> None:
+        # One whose process has ended may be unknown already.
+        with contextlib.suppress(TransferFailed):
+            self._agent.remove(receiver.name)
 
 
 class NixlDelivery:
-    """Is a `Delivery`: writes a region from a staging buffer, while the transfer is open."""
+    """Is a `Delivery`: writes a region from a staging buffer, while the transfer is open.
+
+    end: takes the link once the delivery has ended, and what the receiver is to be told.
+    """
 
     def __init__(
-        self, link: _Link, ticket: Ticket, where: Placement, clock: Clock, free: list[Staging]
+        self,
+        link: _Link,
+        ticket: Ticket,
+        where: Placement,
+        clock: Clock,
+        end: Callable[[_Link, bytes], None],
     ) -> None:
         self._link: _Link | None = link
         self._transfer_id = ticket.transfer_id.encode()
-        self._row_text = _name(ticket.transfer_id)
+        self._row_text = row_name(ticket.transfer_id)
         self._where = where
         self._clock = clock
-        self._free = free
-        self._row: int | None = None
+        self._end = end
+        self._row: int | None = None  # known from the announcement on, until the end is told
 
     async def pack(self, header: Header, outgoing: Outgoing) -> Message:
         """See `Delivery.pack`."""
         header, link = replace(header, in_place=True), self._link
         assert link is not None, "the delivery is closed"
-        pieces = self._where.pieces(header.region)
+        region = header.region
+        pieces = self._where.pieces(region)
+        if outgoing.converts:
+            parts = await in_thread(outgoing.parts, region)
+        else:
+            parts = outgoing.parts(region)
+        await link.idle()
         checksum = xxh3_64(seed=checksum_seed(header))
         at = 0
-        room = link.staging.room(max(_TABLE_BYTES, sum(length for _, length in pieces)))
-        for part in outgoing.parts(header.region):
+        # The table, or a row of it, goes behind what is to be written.
+        room = link.staging.room(sum(length for _, length in pieces) + TABLE_BYTES)
+        for part in parts:
             size = len(part)
             room[at : at + size] = np.frombuffer(part, np.uint8)
             checksum.update(part)
             at += size
-        row = self._row if self._row is not None else await self._find(link)
+        row = self._row if self._row is not None else await self._find(link, at)
         begin_ns = self._clock.now_ns()
         await self._check(link, row, at)
         if self._clock.now_ns() > begin_ns + ns(PERMISSION_S):
@@ -190,33 +197,34 @@ class NixlDelivery:
         await self._check(link, row, at)
         return (encode_in_place(header, checksum.intdigest()),)
 
+    def settle(self) -> None:
+        """See `Delivery.settle`: the receiver need not wait for this sender."""
+        if self._link is not None and self._row is not None and self._link.still():
+            self._row = None
+            self._link.agent.tell(self._link.receiver.name, END + self._transfer_id)
+
     async def close(self) -> None:
         """See `Delivery.close`."""
         link, self._link = self._link, None
         if link is not None:
-            await link.idle()
-            if self._row is not None:
-                link.agent.tell(link.name, _END + self._transfer_id)
-            self._free.append(link.staging)
+            self._end(link, b"" if self._row is None else END + self._transfer_id)
 
-    async def _find(self, link: _Link) -> int:
+    async def _find(self, link: _Link, at: int) -> int:
         """The transfer's row, after telling the receiver that it begins."""
-        link.agent.tell(link.name, _BEGIN + self._transfer_id)
         self._row = -1
-        # The table goes behind what is to be written.
-        at = link.staging.size
-        room = link.staging.room(at + _TABLE_BYTES)
-        await link.move("READ", at, [(0, _TABLE_BYTES)], link.table)
-        rows = room[at : at + _TABLE_BYTES].reshape(-1, _ROW_BYTES)
+        link.agent.tell(link.receiver.name, BEGIN + self._transfer_id)
+        room = link.staging.room(at + TABLE_BYTES)
+        await link.move("READ", at, [(0, TABLE_BYTES)], link.table)
+        rows = room[at : at + TABLE_BYTES].reshape(-1, ROW_BYTES)
         found = np.flatnonzero((rows == np.frombuffer(self._row_text, np.uint8)).all(axis=1))
         self._row = int(found[0]) if len(found) else 0
         return self._row
 
     async def _check(self, link: _Link, row: int, at: int) -> None:
         """Raise `LeaseExpired` unless the receiver's table names the transfer."""
-        room = link.staging.room(at + _ROW_BYTES)
-        await link.move("READ", at, [(row * _ROW_BYTES, _ROW_BYTES)], link.table)
-        if room[at : at + _ROW_BYTES].tobytes() != self._row_text:
+        room = link.staging.room(at + ROW_BYTES)
+        await link.move("READ", at, [(row * ROW_BYTES, ROW_BYTES)], link.table)
+        if room[at : at + ROW_BYTES].tobytes() != self._row_text:
             raise LeaseExpired(
                 f"transfer {self._transfer_id.decode()!r} is not open any more",
                 phase=Phase.TRANSFER,
@@ -224,28 +232,27 @@ class NixlDelivery:
 
 
 class Staging:
-    """Memory of a sender that NIXL can read and write; it grows as needed, keeping contents."""
+    """Memory of a sender that NIXL can read and write."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._memory: Bytes = np.empty(0, np.uint8)
         self.address = 0
 
-    @property
-    def size(self) -> int:
-        return self._memory.nbytes
-
     def room(self, size: int) -> Bytes:
-        """At least `size` bytes."""
+        """At least `size` bytes. Their contents stay unless it grows."""
         if size > self._memory.nbytes:
-            # Room for a row behind a piece of this size, so that it grows once.
-            grown = np.zeros(size + _TABLE_BYTES, np.uint8)
-            grown[: self._memory.nbytes] = self._memory
-            if self._memory.nbytes:
-                self._agent.unregister(self.address)
+            self.close()
+            grown = np.zeros(size, np.uint8)
             self.address = self._agent.register(grown)
             self._memory = grown
         return self._memory
+
+    def close(self) -> None:
+        """Give the memory back; nothing moves there any more."""
+        if self._memory.nbytes:
+            self._agent.unregister(self.address)
+            self._memory = np.empty(0, np.uint8)
 
 
 @dataclass(slots=True)
@@ -253,7 +260,7 @@ class _Link:
     """What one delivery reads and writes through. memory, table: the receiver's addresses."""
 
     agent: Agent
-    name: str
+    receiver: _Receiver
     staging: Staging
     memory: int
     table: int
@@ -267,17 +274,40 @@ class _Link:
         lengths = [length for _, length in pieces]
         starts = itertools.accumulate(lengths, initial=at)
         own = places(self.staging.address, list(zip(starts, lengths, strict=False)))
-        self.moving = self.agent.begin(operation, own, places(base, pieces), self.name)
+        name = self.receiver.name
+        with self._noting_failure():
+            self.moving = self.agent.begin(operation, own, places(base, pieces), name)
         await self.idle()
 
     async def idle(self) -> None:
         """Until nothing is being moved, also where a `move` was cancelled."""
-        while self.moving is not None:
-            if self.agent.done(self.moving):
-                self.agent.release(self.moving)
-                self.moving = None
-            else:
-                await asyncio.sleep(0)
+        turns = 0
+        while not self.still():
+            await asyncio.sleep(0 if turns < _TURNS else _TURN_S)
+            turns += 1
+
+    def still(self) -> bool:
+        """Whether nothing is being moved. `TransferFailed`, once, where the last move failed."""
+        if self.moving is None:
+            return True
+        with self._noting_failure():
+            if not self.agent.done(self.moving):
+                return False
+        moved, self.moving = self.moving, None
+        self.agent.release(moved)
+        return True
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except TransferFailed:
+            self.receiver.failed = True
+            moved, self.moving = self.moving, None
+            if moved is not None:
+                with contextlib.suppress(TransferFailed):
+                    self.agent.release(moved)
+            raise
 
 
 class Placement:
@@ -323,10 +353,6 @@ class Placement:
             for head in region.heads
             for slot, tokens in runs
         ]
-
-
-def _name(transfer_id: str) -> bytes:
-    return blake3(transfer_id.encode()).digest(length=_ROW_BYTES)
 
 
 def _decoded(metadata: str) -> bytes:

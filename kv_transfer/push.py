@@ -168,6 +168,7 @@ class Push:
                 async for message in messages:
                     await stream.write(message)
                 await stream.finish()
+        destination.delivery.settle()
 
     async def _packed(
         self, destination: Destination, regions: AsyncIterator[Region]

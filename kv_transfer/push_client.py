@@ -119,14 +119,16 @@ class _Parts:
     def take(self, count: int) -> list[memoryview]:
         """The first `count` bytes, which are not left any more."""
         self.size -= count
+        if not self.size:
+            taken, self.parts = self.parts, []
+            return taken
         for i, part in enumerate(self.parts):
             if count < len(part):
                 taken = [*self.parts[:i], part[:count]]
                 self.parts[: i + 1] = [part[count:]]
                 return taken
             count -= len(part)
-        taken, self.parts = self.parts, []
-        return taken
+        raise AssertionError("more than there is")
 
     def detach(self) -> None:
         """Keep a copy of what is left."""

@@ -196,10 +196,7 @@ class Receiver:
         if landing.revoked:
             return FrameResult.CORRUPT
         transfer.landings.remove(landing)
-        tokens = transfer.tokens(region.blocks, self._kv.block_tokens)
-        blocks = transfer.opening.blocks[region.blocks.start : region.blocks.stop]
-        seed = checksum_seed(frame.header)
-        if digest(self._kv, blocks, region, tokens, seed) != frame.checksum:
+        if not landing.intact():
             return FrameResult.CORRUPT
         self._count(transfer, region, landing.size, now_ns)
         return FrameResult.ACCEPTED

@@ -4,13 +4,16 @@
 far the prompt is computed, and what is new goes out; `drain` waits until all of it is out. The
 commit is the leader's (`kv_transfer.group_push`).
 
-Everything runs on one event loop, reading blocks included: a frame is read, encoded and handed to
-gRPC in well under a millisecond, which costs less than passing it to a thread and back.
+Everything runs on one event loop. So does reading blocks that need no conversion: the largest frame
+is read, encoded and handed on in a few milliseconds, a usual one, of one layer of one prompt, in
+well under one, which costs less than passing it to a thread and back. Those that need one are read
+and converted in a thread, whose end a push that is stopped waits for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig
@@ -33,7 +36,15 @@ from kv_transfer.plan import Slice, reshard
 from kv_transfer.push import Destination, FrameTap, Push, pass_through
 from kv_transfer.ranks import Missing, PushStats
 from kv_transfer.readiness import Readiness, Unsent
-from kv_transfer.transport import TransportProvider
+from kv_transfer.transport import Delivery, TransportProvider
+
+
+@dataclass(frozen=True, slots=True)
+class _Unbegun:
+    """A push that could not begin: why, and the ways that had been opened for it."""
+
+    error: EastWestError
+    deliveries: Sequence[Delivery]
 
 
 class KvSender:
@@ -75,18 +86,21 @@ class KvSender:
             message_bytes=message_bytes(self._frame_bytes),
             slots=config.inflight_bytes // self._frame_bytes,
         )
-        # What was begun and not stopped; the error of a push that could not begin.
-        self._pushes: dict[str, Push | EastWestError] = {}
+        # What was begun and not stopped.
+        self._pushes: dict[str, Push | _Unbegun] = {}
 
     def begin(self, ticket: Ticket, blocks: Sequence[int], timeout_s: float) -> None:
         """See `SendingRank.begin`."""
         transfer_id = ticket.transfer_id
         assert transfer_id not in self._pushes, f"transfer {transfer_id} is being sent already"
+        deliveries: list[Delivery] = []
         try:
-            self._pushes[transfer_id] = self._begin(ticket, tuple(blocks), timeout_s)
+            push = self._begin(ticket, tuple(blocks), timeout_s, deliveries)
         except EastWestError as error:
             error.phase = error.phase or Phase.TRANSFER
-            self._pushes[transfer_id] = error
+            self._pushes[transfer_id] = _Unbegun(error, deliveries)
+        else:
+            self._pushes[transfer_id] = push
 
     def ready(self, transfer_id: str, tokens: int) -> None:
         """See `SendingRank.ready`."""
@@ -113,6 +127,9 @@ class KvSender:
         if isinstance(push, Push) and await push.stop():
             for destination in push.destinations:
                 await self._connections.release(destination.address)
+        elif isinstance(push, _Unbegun):
+            for delivery in push.deliveries:
+                await delivery.close()
         self._pushes.pop(transfer_id, None)
 
     async def close(self) -> None:
@@ -125,11 +142,18 @@ class KvSender:
         push = self._pushes.get(transfer_id)
         if push is None:
             raise NotFound(f"transfer {transfer_id!r} is not being sent", phase=Phase.TRANSFER)
-        if isinstance(push, EastWestError):
-            raise push
+        if isinstance(push, _Unbegun):
+            raise push.error
         return push
 
-    def _begin(self, ticket: Ticket, blocks: tuple[int, ...], timeout_s: float) -> Push:
+    def _begin(
+        self,
+        ticket: Ticket,
+        blocks: tuple[int, ...],
+        timeout_s: float,
+        deliveries: list[Delivery],
+    ) -> Push:
+        """The push; `deliveries` become those that have been made, also where it raises."""
         self._check(ticket, len(blocks) * self._kv.block_tokens)
         endpoints = {endpoint.rank: endpoint for endpoint in ticket.endpoints}
         slices = self._slices(ticket)
@@ -141,9 +165,9 @@ class KvSender:
                 f"KV shall come to {ticket.worker_id} by {ticket.transport}; allowed here: "
                 f"{', '.join(self._providers)}"
             )
-        ways = [
-            (endpoints[r], provider.deliver(ticket, endpoints[r]), s) for r, s in slices.items()
-        ]
+        for rank in slices:
+            # One that raises must leave those before it in the list.
+            deliveries.append(provider.deliver(ticket, endpoints[rank]))  # noqa: PERF401
         return Push(
             ticket,
             self._rank,
@@ -151,14 +175,14 @@ class KvSender:
             Readiness(self._kv.shard.layers),
             [
                 Destination(
-                    endpoint.rank,
-                    endpoint.address,
-                    self._connections.use(endpoint.address),
+                    rank,
+                    endpoints[rank].address,
+                    self._connections.use(endpoints[rank].address),
                     parts,
                     Unsent(parts, ticket, self._frame_bytes),
                     delivery,
                 )
-                for endpoint, delivery, parts in ways
+                for (rank, parts), delivery in zip(slices.items(), deliveries, strict=True)
             ],
             self._clock,
             self._clock.now_ns() + ns(timeout_s),

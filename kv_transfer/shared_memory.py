@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from eastwest.errors import ConfigError, Phase, TransferFailed
+from eastwest.in_thread import in_thread
 from eastwest.layout import shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
 from eastwest.paged_kv import Bytes, PagedKV, pool_bytes
@@ -33,10 +34,10 @@ _DESCRIPTOR = re.compile(r"shm1:(\d{1,10}):(\d{1,10}):(\d{1,10}):([0-9a-f]{32})"
 
 
 class SharedPool:
-    """Memory for the paged KV of one rank, zeros at first, that senders on this host can map.
+    """Memory for the paged KV of one rank, zeros at first, that senders on this host can map. Is a
+    `Target`.
 
-    buffer: writable, valid while somebody refers to it. descriptor: for `RankEndpoint.memory`.
-    fence: closes transfers into it.
+    buffer: writable, valid while somebody refers to it.
     """
 
     def __init__(self, size: int) -> None:
@@ -57,10 +58,12 @@ class SharedPool:
         nonce = self.fence.nonce.hex()
         self.descriptor = f"shm1:{os.getpid()}:{self._fd}:{self.fence.fd}:{nonce}"
 
-    def close(self) -> None:
-        """Nobody can open it, or begin to write to it, any more. The buffer stays."""
-        self.fence.shut()
-        os.close(self._fd)
+    def shut(self) -> None:
+        """See `Target.shut`."""
+        if self._fd >= 0:
+            self.fence.shut()
+            os.close(self._fd)
+            self._fd = -1
 
 
 class MappedPool:
@@ -122,7 +125,7 @@ class SharedMemory:
         return SharedMemoryDelivery(kv, ticket, pool.table.gate(ticket.transfer_id))
 
     def close(self) -> None:
-        """Let go of every pool. Idempotent."""
+        """See `TransportProvider.close`."""
         for descriptor in list(self._pools):
             self._forget(descriptor)
 
@@ -133,21 +136,29 @@ class SharedMemory:
 
 
 class SharedMemoryDelivery:
-    """Is a `Delivery`: copies a region, on the caller's thread, while its blocks are held."""
+    """Is a `Delivery`: copies a region while its blocks are held."""
 
     def __init__(self, pool: PagedKV, ticket: Ticket, gate: Gate) -> None:
         self._pool = pool
-        self._ticket = ticket
+        self._first_block = ticket.first_block
+        self._blocks = np.array(ticket.blocks, np.intp)
         self._gate = gate
 
     async def pack(self, header: Header, outgoing: Outgoing) -> Message:
         """See `Delivery.pack`."""
         header, region = replace(header, in_place=True), header.region
-        first = self._ticket.first_block
-        blocks = self._ticket.blocks[region.blocks.start - first : region.blocks.stop - first]
+        first = self._first_block
+        blocks = self._blocks[region.blocks.start - first : region.blocks.stop - first]
+        what = self._pool, blocks, region, checksum_seed(header)
         with self._gate.writing():
-            checksum = outgoing.copy_to(self._pool, blocks, region, checksum_seed(header))
+            if outgoing.converts:
+                checksum = await in_thread(outgoing.copy_to, *what)
+            else:
+                checksum = outgoing.copy_to(*what)
         return (encode_in_place(header, checksum),)
+
+    def settle(self) -> None:
+        """See `Delivery.settle`. The gate is held during a `pack` only."""
 
     async def close(self) -> None:
         """See `Delivery.close`."""

@@ -1,9 +1,10 @@
 """The transfers into one replica, as its leader sees them: opened, arrived rank by rank, ended.
 
-A transfer is *open* from the reservation on. It ends *committed* (every rank of the group that
-holds its blocks has got its share, and the sender said so), *aborted* by the sender, or *closed*
-by the worker (lease ran out, request cancelled). Ended ones are remembered, up to a bound, so that
-a repeated commit gets the same answer and a late one a fitting error.
+A transfer is *open* from the reservation on, and *sealed* once every rank of the group that holds
+its blocks has got its share and the sender said that this is all: from then on nobody begins to
+write to them. It ends *committed*, once nobody can be writing to them any more, *aborted* by the
+sender, or *closed* by the worker (lease ran out, request cancelled). Ended ones are remembered, up
+to a bound, so that a repeated commit gets the same answer and a late one a fitting error.
 
 Everything runs on one event loop. The ranks take the frames; here the leases are renewed, and the
 one decision is made that all of a transfer is there.
@@ -57,7 +58,7 @@ class TransferOwner(Protocol):
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
     ) -> None:
-        """Once per transfer: the KV is complete, and the sender has stopped writing.
+        """Once per transfer: the KV is complete, and nobody can write to it any more.
 
         `finished`: the first token is also the last; there is nothing to decode.
         """
@@ -86,7 +87,8 @@ class Closing:
 
 @dataclass(slots=True)
 class _Transfer:
-    """`arrived`: replica rank to what it got, and the time of its last frame."""
+    """`arrived`: replica rank to what it got, and the time of its last frame. `closing`: of its
+    ranks, once it is sealed."""
 
     owner: Owner
     ranks: range
@@ -94,6 +96,7 @@ class _Transfer:
     transport: Transport
     source: str
     arrived: dict[int, tuple[Arrived, int]] = field(default_factory=dict)
+    closing: Closing | None = None
 
     @property
     def waiting(self) -> list[int]:
@@ -210,7 +213,7 @@ class Transfers:
         """What is missing, or nothing: then the transfer is committed. Idempotent.
 
         Raises `StaleEpoch`, `NotFound` or what ended the transfer, `LeaseExpired`. A commit that
-        is refused leaves the transfer open.
+        is refused, or cancelled, leaves the transfer open or sealed.
         """
         self._check_epoch(epoch)
         if self._committed(transfer_id):
@@ -226,7 +229,10 @@ class Transfers:
             self._find(transfer_id)
             if missing := self._missing(transfer, asked, answers):
                 return missing
-        self._commit(transfer_id, transfer, first_token, finished)
+        # Before anybody reads the blocks, whoever writes by itself must be out of them.
+        await self._closed(transfer_id, transfer, None)
+        if not self._committed(transfer_id):
+            self._commit(transfer_id, self._find(transfer_id), first_token, finished)
         return []
 
     async def abort(self, transfer_id: str, epoch: int, reason: str) -> None:
@@ -322,10 +328,16 @@ class Transfers:
         if epoch != self._epoch:
             raise StaleEpoch(f"epoch is {epoch}; allowed: this incarnation's, {self._epoch}")
 
+    def _closed(self, transfer_id: str, transfer: _Transfer, reason: ErrorCode | None) -> Closing:
+        """Its ranks take nothing more, from now on; see `ReceivingRank.close`."""
+        if transfer.closing is None:
+            ranks = [self._ranks[rank] for rank in transfer.ranks]
+            transfer.closing = Closing([rank.close(transfer_id, reason) for rank in ranks])
+        return transfer.closing
+
     def _end(self, transfer_id: str, reason: ErrorCode | None) -> None:
         transfer = self._open.pop(transfer_id)
-        parts = [self._ranks[rank].close(transfer_id, reason) for rank in transfer.ranks]
-        self._ended[transfer_id] = _Ended(reason, Closing(parts))
+        self._ended[transfer_id] = _Ended(reason, self._closed(transfer_id, transfer, reason))
         if len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
 

@@ -6,13 +6,16 @@ hardware                         devices, their links and measured efficiency
 stacks                           what a serving engine adds to the device's time
 memory, network                  what fits on a device; what collectives take
 cost                             time of an engine step, part by part
+work, roofline, roofline_report  FLOPs and bytes of a step; what a device allows of them at best
 closed_loop                      latency under a fixed number of clients, as engines are measured
 workload, traces                 what is asked: distributions of lengths, and how requests arrive
 queueing                         waiting, at a percentile
 layouts, links                   layouts worth trying; KV between pools
 replicas                         what one replica can do: prompts, decode steps, or a mixture
 pairing, search                  how many of each: the best split for each way of serving
-split, planning, advice, spares     the answer: the split, its frontier, what changes it, and why
+steps                            FLOPs, bytes and parts of a split's typical steps
+fit                              figures of a device or an engine from measured times
+split, planning, advice, spares  the answer: the split, its frontier, what changes it, and why
 ask                              all of it in one call, by names
 
     from planner import ask, plan

@@ -27,7 +27,7 @@ def advise(
     aggregated = by_mode[Mode.AGGREGATED]
     others = [s for s in by_mode.values() if s is not None and s.mode is not best.mode]
     within = (
-        f"{best.rate:.3g} requests/s within TTFT {seconds_text(targets.ttft_s)} and TPOT "
+        f"{_rate(best)} requests/s within TTFT {seconds_text(targets.ttft_s)} and TPOT "
         f"{seconds_text(targets.tpot_s)} for {targets.percentile:.0%}"
     )
     head = f"{_VERBS[best.mode]}: {describe(best)} serve {within} of requests"
@@ -36,7 +36,7 @@ def advise(
     rival = max(others, key=lambda s: s.rate)
     if best.mode is not Mode.AGGREGATED and aggregated is not None:
         rival = aggregated
-    against = f"{rival.mode} serving ({describe(rival)}: {rival.rate:.3g})"
+    against = f"{rival.mode} serving ({describe(rival)}: {_rate(rival)})"
     if best.rate < rival.rate * (1 + level):
         return f"{head}, level with {against}: the simpler of two that are level."
     times = best.rate / rival.rate
@@ -55,13 +55,21 @@ def describe(split: Split) -> str:
     return words
 
 
+def _rate(split: Split) -> str:
+    """Requests per second in three digits, never as a power of ten."""
+    return f"{split.rate:,.0f}" if split.rate >= 100 else f"{split.rate:.3g}"
+
+
 def _reason(workload: Workload, best: Split, rival: Split) -> str:
     ratio = workload.fresh / workload.osl
     shape = f"{ratio:.2g} prompt tokens are computed for each one of an answer"
     if best.mode is Mode.AGGREGATED:
         idle = [p.role for p in rival.pools if p.load < 0.9]
         spare = f", and the {idle[0]} pool of the split would stand partly idle" if idle else ""
-        return f"because {shape} and prompts take only {best.prompt_share:.0%} of its steps{spare}"
+        return (
+            f"because {shape} and its steps have room for prompts, which take "
+            f"{best.prompt_share:.0%} of them{spare}"
+        )
     if rival.mode is Mode.AGGREGATED:
         return (
             f"because {shape}, which would take {rival.prompt_share:.0%} of each aggregated step "

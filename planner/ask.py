@@ -9,6 +9,8 @@ print(answer.advice)
 
 from __future__ import annotations
 
+import math
+
 from eastwest.errors import ConfigError
 from planner.hardware import find_device
 from planner.models import find_model
@@ -36,19 +38,25 @@ def ask(
     stack: str | None = None,
     price_per_hour: float | None = None,
     availability: float | None = None,
+    skew: float = 1.0,
 ) -> Question:
     """A question, with everything given by name and checked.
 
     devices or budget_per_hour (in dollars, at the device's price) says how many; workload, or isl
     and osl for requests that are all alike. weights: number format, as published where None.
-    stack: serving engine; that of a calibrated device, or `DEFAULT_STACK`, where None. Raises
+    skew: load of the busiest expert-parallel rank over the mean; 1 is even routing. stack: serving
+    engine; that of a calibrated device, or `DEFAULT_STACK`, where None. Raises
     `ConfigError` and `ModelError`, each naming what is allowed.
     """
     device, shape = find_device(hardware), find_model(model)
     price = device.price.per_hour if price_per_hour is None else price_per_hour
-    asked = workload or steady(isl, osl)
+    if not 0 <= price < math.inf:
+        raise ConfigError(f"the price of a device is ${price:g} an hour; allowed: from 0")
+    asked = _workload(workload, isl, osl)
     _check(asked, shape.context_tokens, shape.name)
     _check_targets(ttft_s, tpot_s, percentile)
+    if not 1 <= skew <= 10:
+        raise ConfigError(f"the skew of experts is {skew:g}; allowed: 1 (even) to 10")
     if stack is not None or device.stack is None:
         engine = find_stack(stack or DEFAULT_STACK)
     else:
@@ -57,14 +65,28 @@ def ask(
     return Question(
         shape,
         device,
-        Precision.named(published, kv),
+        Precision.named(published, kv, sparse=shape.experts is not None),
         engine,
         _devices(devices, budget_per_hour, price),
         asked,
         Targets(ttft_s, tpot_s, percentile),
         price,
         availability,
+        skew,
+        model.strip(),
     )
+
+
+def _workload(workload: Workload | None, isl: float, osl: float) -> Workload:
+    if workload is not None:
+        if isl or osl:
+            raise ConfigError("a workload has lengths of its own; allowed: it, or isl and osl")
+        return workload
+    if not (isl >= 1 and osl >= 1):
+        raise ConfigError(
+            f"isl is {isl:g} and osl is {osl:g}; allowed: both from 1, or a workload instead"
+        )
+    return steady(isl, osl)
 
 
 def _devices(devices: int | None, budget: float | None, price: float) -> int:
@@ -75,7 +97,9 @@ def _devices(devices: int | None, budget: float | None, price: float) -> int:
     assert budget is not None
     if price <= 0:
         raise ConfigError("a budget needs the price of a device; allowed: --price above 0")
-    count = int(budget / price)
+    if not budget < math.inf:
+        raise ConfigError(f"the budget is ${budget:g} an hour; allowed: a number")
+    count = int(budget / price * (1 + 1e-12))  # 0.3 / 0.1 is 3
     if count < 1:
         raise ConfigError(
             f"a budget of ${budget:g} an hour buys no device at ${price:g}; allowed: at least that"

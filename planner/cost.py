@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from eastwest.layout import ParallelLayout
 from planner.hardware import Device
-from planner.memory import kv_heads_share
+from planner.memory import attention_params_of_rank, kv_heads_share
 from planner.model_shape import ModelShape
 from planner.network import Network
 from planner.precision import Precision, bytes_of, multiplied_in
@@ -161,8 +161,8 @@ class CostModel:
                 name,
                 2 * size / (self._rate("matmul", dtype) * self.stack.matmul),
                 size * bytes_of(dtype) / self._stream(dtype),
-                # About what goes in and comes out of a token, in 16 bits.
-                size**0.5 * 2 * 2 / self.device.memory.bytes_per_s,
+                # About what goes in and comes out of a token.
+                size**0.5 * 2 * bytes_of(precision.activations) / self.device.memory.bytes_per_s,
             )
             for name, (size, dtype) in params.items()
         }
@@ -185,7 +185,8 @@ class CostModel:
         grouped = self.stack.experts("matmul", dtype)
         rate = self._rate("matmul", dtype) * self.stack.matmul * grouped
         stream = self._stream(dtype) * self.stack.experts("weights", dtype)
-        moved = everyone * experts.top_k / ranks * model.hidden * 2 * 2
+        wide = bytes_of(self.precision.activations)
+        moved = everyone * experts.top_k / ranks * model.hidden * 2 * wide
         compute = 2 * work / rate
         memory = weights * bytes_of(dtype) / stream + moved / self.device.memory.bytes_per_s
         parts.append(Part("experts", compute, memory, 0.0, 0.0, max(compute, memory)))
@@ -208,29 +209,27 @@ class CostModel:
         prompt_rate = self._rate("prompt_attention", self._attention_dtype())
         decode_rate = self._rate("matmul", self._attention_dtype())
         stream = self.device.memory.bytes_per_s * self.device.share("kv", self.precision.kv)
-        compute = memory = 0.0
+        sides = {True: [0.0, 0.0], False: [0.0, 0.0]}  # prompts and decodes: kernels of their own
         for row in rows:
             many = row.count / dp
             prompt = row.new > 1
             dims = model.prefill_attended_dims if prompt else model.attended_dims
             rate = prompt_rate if prompt else decode_rate
+            side = sides[prompt]
             for window, layers in self._windows:
                 pairs, read = attended(row.new, row.past, window)
                 if model.indexer is not None:
-                    pairs, read = self._sparse(row, pairs, read)
-                compute += layers * many * 2 * dims * pairs / self.layout.tp / rate
-                memory += layers * many * (read + row.new) * spec * share * kv_bytes / stream
+                    pairs, read = picked(row.new, row.past, pairs, read, model.indexer.top_k)
+                side[0] += layers * many * 2 * dims * pairs / self.layout.tp / rate
+                side[1] += layers * many * (read + row.new) * spec * share * kv_bytes / stream
             if model.indexer is not None:
                 index = self._index(row)
-                compute += many * index[0] / rate
-                memory += many * index[1] / stream
-        compute, memory = compute / self.stack.attention, memory / self.stack.attention
-        return Part("attention", compute, memory, 0.0, 0.0, max(compute, memory))
-
-    def _sparse(self, row: Row, pairs: float, read: float) -> tuple[float, float]:
-        assert self.model.indexer is not None
-        top_k = self.model.indexer.top_k
-        return min(pairs, row.new * top_k), min(read, row.past, row.new * top_k)
+                side[0] += many * index[0] / rate
+                side[1] += many * index[1] / stream
+        scale = 1 / self.stack.attention
+        compute, memory = (sum(side[i] for side in sides.values()) * scale for i in (0, 1))
+        seconds = sum(max(side) for side in sides.values()) * scale
+        return Part("attention", compute, memory, 0.0, 0.0, seconds)
 
     def _index(self, row: Row) -> tuple[float, float]:
         """FLOPs and bytes of scoring all known tokens by index, over all layers; index keys are
@@ -301,8 +300,11 @@ class CostModel:
         return self.device.memory.bytes_per_s * share
 
     def _attention_dtype(self) -> str:
-        """Attention is computed in 8 bits only where KV is kept in 8."""
-        return "fp8" if self.precision.kv == "fp8" and "fp8" in self.device.flops_per_s else "bf16"
+        """Attention is computed in 8 bits only where KV is kept in 8, else as wide as
+        activations."""
+        if self.precision.kv == "fp8" and "fp8" in self.device.flops_per_s:
+            return "fp8"
+        return self.precision.activations
 
 
 def attended(new: float, past: float, window: int | None) -> tuple[float, float]:
@@ -314,20 +316,14 @@ def attended(new: float, past: float, window: int | None) -> tuple[float, float]
     if window is None or total <= window:
         return new * past + new * (new + 1) / 2, past
     if past >= window:
-        return new * window, min(past, window)
+        return new * window, window - 1.0
     growing = window - past  # queries that see less than a whole window
     return growing * past + growing * (growing + 1) / 2 + (new - growing) * window, past
 
 
-def attention_params_of_rank(model: ModelShape, tp: int) -> float:
-    """Projections on one tensor-parallel rank: KV heads are replicated where tp exceeds them, and
-    the projections to a latent are on every rank."""
-    if model.latent is None:
-        heads = model.heads / tp + max(model.kv_heads / tp, 1)
-        return 2 * model.hidden * model.head_dim * heads
-    c = model.latent
-    down = model.hidden * (c.rank + c.rope_dim + (c.query_rank or 0))
-    return down + (model.attention_params - down) / tp
+def picked(new: float, past: float, pairs: float, read: float, top_k: int) -> tuple[float, float]:
+    """The same where each query picks `top_k` of the keys that it would see."""
+    return min(pairs, attended(new, past, top_k)[0]), min(read, new * top_k)
 
 
 def _times(part: Part, count: int) -> Part:

@@ -6,6 +6,7 @@ Rates are of dense arithmetic; links count one direction, each device by itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -30,7 +31,7 @@ class Facts(BaseModel):
 class Memory(Facts):
     """Where weights and KV lie."""
 
-    bytes: float = Field(gt=1e6, description="usable by one device")
+    bytes: float = Field(gt=1e6, lt=1e14, description="usable by one device")
     bytes_per_s: float = Field(gt=1e8)
 
 
@@ -38,20 +39,20 @@ class ScaleUp(Facts):
     """The fast network among the devices of one domain (NVLink, ICI, Infinity Fabric, …)."""
 
     domain: int = Field(ge=1, description="devices that reach each other this way")
-    bytes_per_s: float = Field(gt=0, description="of one device, one way")
+    bytes_per_s: float = Field(ge=1e6, lt=1e15, description="of one device, one way; not GB/s")
     latency_s: float = Field(
-        3e-6, ge=0, description="of a small collective among two; measured, not the wire's"
+        3e-6, ge=0, le=0.1, description="of a small collective among two; measured, not the wire's"
     )
     latency_per_doubling_s: float = Field(
-        5e-7, ge=0, description="added for each doubling of the ranks beyond two"
+        5e-7, ge=0, le=0.1, description="added for each doubling of the ranks beyond two"
     )
 
 
 class ScaleOut(Facts):
     """The network between domains (InfiniBand, RoCE, Ethernet)."""
 
-    bytes_per_s: float = Field(gt=0, description="of one device, one way")
-    latency_s: float = Field(1e-5, ge=0, description="of one message")
+    bytes_per_s: float = Field(ge=1e6, lt=1e15, description="of one device, one way; not GB/s")
+    latency_s: float = Field(1e-5, ge=0, le=0.1, description="of one message")
 
 
 class Efficiency(Facts):
@@ -76,6 +77,8 @@ class Efficiency(Facts):
     @model_validator(mode="after")
     def _known(self) -> Efficiency:
         for name in ("matmul", "weights", "prompt_attention", "kv"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; allowed: a share for at least one format")
             for dtype, share in getattr(self, name).items():
                 if dtype not in BITS:
                     raise ValueError(
@@ -153,17 +156,24 @@ def find_device(source: str) -> Device:
 
     Raises `ConfigError` naming the nearest devices, or the field that is wrong.
     """
-    name = source.strip().lower().replace("_", "-").replace(" ", "-")
-    begun = [known for known in _files() if name and known.startswith(name)]
-    if name in _files() or len(begun) == 1:
-        return _load(name if name in _files() else begun[0])
-    path = Path(source)
-    if path.is_file():
-        return read_device(path)
+    name = _named(source)
+    if name is not None:
+        return _load(name)
+    if os.path.isfile(source):  # False, too, for what cannot be a path
+        return read_device(Path(source))
     raise ConfigError(
-        f"hardware {source!r} is neither in the catalogue nor a file; {nearest(name, _files())}, "
+        f"hardware {source!r} is neither in the catalogue nor a file; {nearest(source, _files())}, "
         f"or the path of a YAML file"
     )
+
+
+def _named(source: str) -> str | None:
+    """The name in the catalogue that is meant: whole, or the one beginning that fits."""
+    name = source.strip().lower().replace("_", "-").replace(" ", "-")
+    begun = [known for known in _files() if name and known.startswith(name)]
+    if name in _files():
+        return name
+    return begun[0] if len(begun) == 1 else None
 
 
 def read_device(path: Path) -> Device:
@@ -186,7 +196,10 @@ def device_from(text: str, where: str) -> Device:
         raise ConfigError(f"{where} holds no device; allowed: a mapping of its fields")
     like = tree.pop("like", None)
     if like is not None:
-        tree = _over(find_device(str(like)).model_dump(exclude_unset=True), tree)
+        name = _named(str(like))  # never a file, which might be like itself
+        if name is None:
+            raise ConfigError(f"{where}: like is {like!r}; {nearest(str(like), _files())}")
+        tree = _over(_load(name).model_dump(exclude_unset=True), tree)
     try:
         return Device.model_validate(tree)
     except ValidationError as error:

@@ -25,6 +25,15 @@ _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token")
 _OPT_OFFSET = 2  # rows of OPT's position table before the first position
 # Windows are for all layers in these families, where a config gives one and no layer_types.
 _ALL_WINDOWED = frozenset({"mistral", "mixtral", "phi3", "starcoder2"})
+# In these, every n-th layer sees everything, where a config says neither n nor layer_types.
+_PATTERNS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+# Fields of models with layers that keep a state, or see a chunk, instead of KV; and of experts
+# whose layers are told in another way.
+_UNKNOWN_LAYERS = (
+    "full_attention_interval", "linear_attn_config", "attn_layer_period", "attn_layer_indices",
+    "attn_type_list", "hybrid_override_pattern", "layers_block_type", "block_types", "mamba_d_ssm",
+    "attention_chunk_size", "interleave_moe_layer_step",
+)  # fmt: skip
 
 
 def read_model(path: Path) -> ModelShape:
@@ -45,6 +54,9 @@ def shape_of(name: str, fields: Mapping[str, Any]) -> ModelShape:
     outer = HfFields(name, fields)
     read = outer.sub("text_config") if "text_config" in outer.given else outer
     kind = str(read.given.get("model_type", ""))
+    for field in _UNKNOWN_LAYERS:
+        if field in read.given:
+            raise read.error(field, "absent: such layers cannot be planned for")
     layers = read.count("num_hidden_layers")
     hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
     latent = _latent(read)
@@ -101,9 +113,9 @@ def _latent(read: HfFields) -> Latent | None:
 def _indexer(read: HfFields, layers: int) -> Indexer | None:
     if "index_topk" not in read.given:
         return None
-    types = read.given.get("indexer_types")
-    if isinstance(types, list):
-        own = sum(1 for kind in types if kind == "full")
+    types = _by_layer(read, "indexer_types", layers, "full", "shared")
+    if types is not None:
+        own = types.count("full")
     else:  # the first layers, and every so many after them
         every, first = read.count("index_topk_freq", 1), read.count("index_skip_topk_offset", 1)
         own = first + (layers - 1 - (first - 1)) // every if first <= layers else layers
@@ -128,27 +140,35 @@ def _experts(read: HfFields, layers: int) -> Experts | None:
 
 
 def _sparse_layers(read: HfFields, layers: int) -> int:
-    types = read.given.get("mlp_layer_types")
-    if isinstance(types, list):
-        return sum(1 for kind in types if kind == "sparse")
-    every = read.given.get("moe_layer_freq", 1)
-    if isinstance(every, list):  # one 0 or 1 a layer
-        return sum(1 for sparse in every if sparse)
+    types = _by_layer(read, "mlp_layer_types", layers, "sparse", "dense")
+    if types is not None:
+        return types.count("sparse")
+    if isinstance(read.given.get("moe_layer_freq"), list):
+        return (_by_layer(read, "moe_layer_freq", layers, 0, 1) or []).count(1)
     first = read.count("first_k_dense_replace", 0, at_least=0)
     freq, step = read.count("moe_layer_freq", 1), read.count("decoder_sparse_step", 1)
     dense = read.given.get("mlp_only_layers", [])
+    if not isinstance(dense, list):
+        raise read.error("mlp_only_layers", "a list of layers")
     return sum(
         1 for i in range(first, layers) if i % freq == 0 and i not in dense and (i + 1) % step == 0
     )
 
 
+def _by_layer(read: HfFields, field: str, layers: int, *allowed: str | int) -> list[Any] | None:
+    """A field with one of `allowed` for each layer; None where it is absent."""
+    if field not in read.given:
+        return None
+    given = read.given[field]
+    if not isinstance(given, list) or len(given) != layers or any(x not in allowed for x in given):
+        raise read.error(field, f"{layers} of {', '.join(map(str, allowed))}")
+    return given
+
+
 def _windows(read: HfFields, kind: str, layers: int) -> tuple[int | None, ...]:
     everywhere: tuple[int | None, ...] = (None,) * layers
-    types = read.given.get("layer_types")
-    if isinstance(types, list):
-        wrong = {t for t in types if t not in ("full_attention", "sliding_attention")}
-        if wrong or len(types) != layers:
-            raise read.error("layer_types", f"{layers} of full_attention, sliding_attention")
+    types = _by_layer(read, "layer_types", layers, "full_attention", "sliding_attention")
+    if types is not None:
         if "sliding_attention" not in types:
             return everywhere
         window = read.count("sliding_window")
@@ -161,8 +181,9 @@ def _windows(read: HfFields, kind: str, layers: int) -> tuple[int | None, ...]:
         first = read.count("max_window_layers", 0, at_least=0)
         window = read.count("sliding_window")
         return tuple(window if i >= first else None for i in range(layers))
-    if "sliding_window_pattern" in read.given:  # every n-th layer sees everything
-        pattern, window = read.count("sliding_window_pattern"), read.count("sliding_window")
+    if "sliding_window_pattern" in read.given or kind in _PATTERNS:
+        pattern = read.count("sliding_window_pattern", _PATTERNS.get(kind))
+        window = read.count("sliding_window")
         return tuple(None if (i + 1) % pattern == 0 else window for i in range(layers))
     return everywhere
 
@@ -182,7 +203,28 @@ def _weights(read: HfFields) -> str:
     if "nvfp4" in text:
         return "nvfp4"
     if method in ("awq", "gptq", "compressed-tensors", "bitsandbytes", "auto-round"):
-        return "int8w" if '"num_bits": 8' in text or '"bits": 8' in text else "int4"
+        return _packed(how)
     if method == "modelopt":
         return "fp8"
     raise how.error("quant_method", "fp8, mxfp4, nvfp4, awq, gptq, compressed-tensors, modelopt")
+
+
+def _packed(how: HfFields) -> str:
+    """Of weights that are packed by groups: those of the first group, where there are several
+    (activations and KV have bits of their own)."""
+    groups = how.given.get("config_groups")
+    group = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else how.given
+    weights = group.get("weights", how.given) if isinstance(group, Mapping) else how.given
+    if not isinstance(weights, Mapping):
+        raise how.error("config_groups", "groups, each with its weights")
+    wide = weights.get("load_in_8bit") is True
+    bits = next(
+        (weights[b] for b in ("num_bits", "bits", "w_bit") if b in weights), 8 if wide else 4
+    )
+    if bits not in (2, 3, 4, 8):
+        raise how.error("num_bits" if "num_bits" in how.given else "bits", "2, 3, 4 or 8")
+    if weights.get("type") == "float":
+        return "fp8" if bits == 8 else "nvfp4" if weights.get("group_size") == 16 else "mxfp4"
+    if bits < 8:
+        return "int4"
+    return "int8" if isinstance(groups, Mapping) and group.get("input_activations") else "int8w"

@@ -36,6 +36,8 @@ class Links:
             for c in workload.classes
             for window, layers in model.window_groups()
         )
+        if model.indexer is not None:  # its keys go along, in 8 bits
+            self.request_bytes += model.indexer.layers * model.indexer.dim * workload.fresh
 
     @property
     def kind(self) -> str:

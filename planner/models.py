@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -30,9 +31,8 @@ def find_model(source: str) -> ModelShape:
     entry = _catalogue().get(name)
     if entry is not None:
         return shape_of(name, entry)
-    path = Path(source)
-    if path.exists():
-        return read_model(path)
+    if os.path.exists(source):  # False, too, for what cannot be a path
+        return read_model(Path(source))
     raise ModelError(
         f"model {source!r} is neither in the catalogue nor a file; {nearest(name, _catalogue())}, "
         f"or the path of a config.json or model directory"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from planner.links import Links
 from planner.replicas import MixedReplica, Operating, PromptReplica
 from planner.split import Mode, Pool, Split, Targets
 from planner.workload import Workload
 
-# Replicas of each size that are paired: the best by rate for each device.
+# Prompt replicas of each size that are paired: the best by themselves.
 _KEPT = 3
 
 
@@ -49,7 +50,7 @@ class Matching:
     ) -> Pairing | None:
         """The pair of the highest rate, of fewest devices among equals.
 
-        decodes: each with the point at which it is run.
+        decodes: each with about the point at which it is run.
         """
         t, cv = self.targets, self.workload.arrival_cv
 
@@ -59,27 +60,32 @@ class Matching:
 
         fitting = [i for i, p in enumerate(prompts) if p.devices < self.devices]
         kept = _best_of_each_size(fitting, lambda i: prompts[i].devices, lambda i: rate_of(i, 1))
-        points = _best_of_each_size(
-            range(len(decodes)), lambda i: decodes[i][0].devices, lambda i: decodes[i][1].rate
-        )
+        sharp = self._sharpened(decodes)
         best: Pairing | None = None
         for i in kept:
-            for d, point in (decodes[j] for j in points):
-                for x in self._counts(prompts[i].devices, d.devices, rate_of(i, 1), point.rate):
-                    pairing = self._pair(prompts[i], x, rate_of(i, x), d, point)
+            for d, point in sharp:
+                within = self._within(prompts[i], d, point)
+                if within is None:
+                    continue
+                for x in self._counts(prompts[i], d, within, partial(rate_of, i)):
+                    pairing = self._pair(prompts[i], x, rate_of(i, x), d, within)
                     if best is None or _better(pairing, best):
                         best = pairing
         return best
+
+    def late_s(self, p: PromptReplica, d: MixedReplica) -> float:
+        """What the mean time per token grows by, where KV comes later than the first token."""
+        exposed = self.links.exposed_s(p.devices, d.devices, p.service.mean_s)
+        return exposed * self.moved / max(self.workload.osl - 1, 1)
 
     def settle(self, mode: Mode, pairing: Pairing, local_tokens: float = 0.0) -> Split:
         """The split of a pairing, with latencies at the rate that it serves."""
         t, cv = self.targets, self.workload.arrival_cv
         p, d, rate = pairing.prompt, pairing.decode, pairing.rate
-        point = d.at_rate(rate / pairing.y)
+        point = d.at_rate(rate / pairing.y, pairing.point)
         most = p.rate_within(t.ttft_s, t.percentile, pairing.x, cv) / self.moved
         senders, receivers = pairing.x * p.devices, pairing.y * d.devices
-        exposed = self.links.exposed_s(p.devices, d.devices, p.service.mean_s)
-        late = exposed * self.moved / max(self.workload.osl - 1, 1)
+        late = self.late_s(p, d)
         pools = (
             Pool("prefill", p.cost.layout, pairing.x, p.chunk_tokens, 0.0, rate / most),
             Pool(
@@ -102,38 +108,64 @@ class Matching:
             prompt_share=point.prompt_share,
         )
 
+    def _sharpened(
+        self, decodes: Sequence[tuple[MixedReplica, Operating]]
+    ) -> list[tuple[MixedReplica, Operating]]:
+        """The best of each size, with its computed point; those whose next point of the curve is
+        no better are passed over."""
+        best: dict[int, tuple[MixedReplica, Operating]] = {}
+        for d, near in sorted(decodes, key=lambda pair: -pair[1].rate):
+            known = best.get(d.devices)
+            if known is None or d.rate_beyond(near) > known[1].rate:
+                point = d.sharpened(near, self.targets.ttft_s, self.targets.tpot_s)
+                if known is None or point.rate > known[1].rate:
+                    best[d.devices] = d, point
+        return list(best.values())
+
+    def _within(self, p: PromptReplica, d: MixedReplica, point: Operating) -> Operating | None:
+        """`point`, or one that leaves time for the KV of this pair to arrive."""
+        ttft, left = self.targets.ttft_s, self.targets.tpot_s - self.late_s(p, d)
+        if point.tpot_s <= left:
+            return point
+        near = d.best_within(ttft, left)
+        return None if near is None else d.sharpened(near, ttft, left)
+
     def _pair(
         self, p: PromptReplica, x: int, prompt_rate: float, d: MixedReplica, point: Operating
     ) -> Pairing:
         y = (self.devices - x * p.devices) // d.devices
-        moved_bytes = self.moved * self.links.request_bytes
         sides = {
             "prefill": prompt_rate,
             "decode": y * point.rate,
-            "link": self.links.limit(x * p.devices, y * d.devices) / max(moved_bytes, 1.0),
+            "link": min(self._link_rate(x * p.devices), self._link_rate(y * d.devices)),
         }
         bound = min(sides, key=sides.__getitem__)
-        # No more replicas of the stronger side than the weaker one can use.
-        if bound == "prefill" and point.rate > 0:
-            y = min(y, max(1, -int(-prompt_rate // point.rate)))
-        return Pairing(p, x, d, y, point, sides[bound], bound)
+        # No more decode replicas than the other side can use, or than its links need.
+        each = min(point.rate, self._link_rate(d.devices))
+        return Pairing(p, x, d, min(y, max(1, math.ceil(sides[bound] / each - 1e-9))), point,
+                       sides[bound], bound)  # fmt: skip
+
+    def _link_rate(self, devices: int) -> float:
+        """Requests per second whose KV the links of so many devices carry."""
+        return self.links.limit(devices, devices) / max(self.moved * self.links.request_bytes, 1.0)
 
     def _counts(
-        self, prompt_devices: int, decode_devices: int, prompt_rate: float, decode_rate: float
+        self, p: PromptReplica, d: MixedReplica, point: Operating, rate_of: Callable[[int], float]
     ) -> Iterator[int]:
-        """Numbers of prompt replicas around that which balances the two rates."""
-        most = (self.devices - decode_devices) // prompt_devices
-        if most < 1 or prompt_rate <= 0:
-            return
-        per_rate = prompt_devices / prompt_rate + decode_devices / decode_rate
-        balanced = self.devices / per_rate / prompt_rate
-        near = {int(balanced) + step for step in (-1, 0, 1, 2)}
-        # What is left after whole decode replicas, too.
-        whole = round((self.devices - balanced * prompt_devices) / decode_devices)
-        near |= {
-            (self.devices - (whole + s) * decode_devices) // prompt_devices for s in (-1, 0, 1)
-        }
-        yield from sorted(x for x in near if 1 <= x <= most)
+        """Numbers of prompt replicas on either side of where prompts overtake answers: more of
+        them compute and send more, and leave less to those that receive and decode."""
+
+        def enough(x: int) -> bool:
+            y = (self.devices - x * p.devices) // d.devices
+            prompts = min(rate_of(x), self._link_rate(x * p.devices))
+            return prompts >= min(y * point.rate, self._link_rate(y * d.devices))
+
+        most = (self.devices - d.devices) // p.devices
+        low, high = 0, most + 1  # not enough, and enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        yield from (x for x in (low, high) if 1 <= x <= most)
 
 
 def _better(a: Pairing, b: Pairing) -> bool:

@@ -33,7 +33,9 @@ LEVEL = 0.03
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is to be planned. price_per_hour: of one device, in dollars; 0 where not known.
-    availability: hosts are held back so that what is used is up with this probability."""
+    availability: hosts are held back so that what is used is up with this probability. skew: load
+    of the busiest expert-parallel rank over the mean, beyond what chance brings.
+    source: how the model was named: in the catalogue, on the hub, or as a path."""
 
     model: ModelShape
     device: Device
@@ -44,6 +46,8 @@ class Question:
     targets: Targets
     price_per_hour: float = 0.0
     availability: float | None = None
+    skew: float = 1.0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ def _devices_in_use(question: Question) -> int:
 
 def _search(q: Question, among: Collection[ParallelLayout] | None = None) -> Search:
     return Search(
-        q.model, q.device, q.precision, q.stack, q.devices, q.workload, q.targets, among=among
+        q.model, q.device, q.precision, q.stack, q.devices, q.workload, q.targets, q.skew, among
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from eastwest.errors import ConfigError
 from planner.nearest import nearest
@@ -19,7 +19,7 @@ BITS: dict[str, float] = {
 _MULTIPLIED: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32", "bf16"),
     "bf16": ("bf16",),
-    "fp16": ("bf16",),
+    "fp16": ("fp16", "bf16"),
     "fp8": ("fp8", "bf16"),
     "int8": ("int8", "bf16"),
     "int8w": ("bf16",),
@@ -39,7 +39,7 @@ def multiplied_in(dtype: str, rates: Mapping[str, float]) -> str:
     """The format in which a device with these rates multiplies weights of `dtype`."""
     if dtype == "mxfp4" and "fp4" in rates and "fp8" in rates:
         return "fp8"
-    for name in (*_MULTIPLIED[dtype], "bf16", "fp32"):
+    for name in (*_MULTIPLIED[dtype], "bf16", "fp16", "fp32"):
         if name in rates:
             return name
     raise ConfigError(f"a device with rates for {', '.join(rates)} multiplies no {dtype}")
@@ -57,19 +57,16 @@ class Precision:
     activations: str = "bf16"
 
     @staticmethod
-    def named(weights: str, kv: str | None = None) -> Precision:
+    def named(weights: str, kv: str | None = None, *, sparse: bool = True) -> Precision:
         """The usual mixture under one name: what checkpoints called so hold.
 
-        8 and 4 bits leave the output head in bf16; mxfp4 and int4 are for experts alone. KV is
-        bf16 (fp32 under fp32) unless `kv` says otherwise. Raises `ConfigError`, with near names.
+        8 and 4 bits leave the output head in bf16; mxfp4 and int4 are for experts alone where the
+        model has some (`sparse`). KV is bf16 (fp32 under fp32) unless `kv` says otherwise. Raises
+        `ConfigError`, with near names.
         """
         for name in filter(None, (weights, kv)):
             if name not in BITS:
                 raise ConfigError(f"number format {name!r} is not known; {nearest(name, BITS)}")
         wide = "fp32" if weights == "fp32" else "bf16"
-        body = wide if weights in ("mxfp4", "int4") else weights
+        body = wide if sparse and weights in ("mxfp4", "int4") else weights
         return Precision(body, body, weights, wide, kv or wide, wide)
-
-    def with_dense(self, dtype: str) -> Precision:
-        """The same with dense networks, experts aside, in `dtype`."""
-        return replace(self, ffn=dtype, attention=dtype)

@@ -81,7 +81,7 @@ def latency_at(percentile: float, latencies: Sequence[tuple[float, float]], wait
         low, high = high, high * 2
         if high > 1e9:
             return math.inf
-    while high - low > 1e-3 * high:
+    while high - low > 1e-6 * high:
         middle = (low + high) / 2
         if attained(middle, latencies, waiting) < percentile:
             low = middle

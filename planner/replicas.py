@@ -108,7 +108,7 @@ class MixedReplica:
         self.room = sequences_that_fit(
             cost.model, cost.layout, cost.precision, cost.device, workload.held
         )
-        self.curve = tuple(self._operate(batch) for batch in self._batches())
+        self.curve = tuple(self.operate(batch) for batch in self._batches())
 
     @property
     def devices(self) -> int:
@@ -133,7 +133,7 @@ class MixedReplica:
         low = max((p for p in self.curve if p.batch <= point.batch), key=lambda p: p.batch)
         best, high = low, most
         for _ in range(8):
-            middle = self._operate((low.batch + high) / 2)
+            middle = self.operate((low.batch + high) / 2)
             if middle.tpot_s <= tpot_s and middle.ttft_s <= ttft_s:
                 low = middle
                 best = max(best, middle, key=lambda p: p.rate)
@@ -141,33 +141,28 @@ class MixedReplica:
                 high = middle.batch
         return best
 
-    def at_rate(self, rate: float) -> Operating:
-        """The operating point of the smallest batch that serves `rate`, or the largest batch."""
-        low, high = 0.0, self.curve[-1].batch
+    def rate_beyond(self, point: Operating) -> float:
+        """The rate of the next point of the curve: more than `sharpened` makes of this one."""
+        return next((p.rate for p in self.curve if p.batch > point.batch), point.rate)
+
+    def at_rate(self, rate: float, most: Operating) -> Operating:
+        """The operating point of the smallest batch that serves `rate`, which `most` does."""
+        low, best = 0.0, most
         for point in self.curve:
-            if point.rate >= rate:
-                high = point.batch
+            if point.batch >= most.batch or point.rate >= rate:
+                best = min(best, point, key=lambda p: p.batch)
                 break
             low = point.batch
         for _ in range(8):
-            middle = (low + high) / 2
-            if self._operate(middle).rate >= rate:
-                high = middle
+            middle = self.operate((low + best.batch) / 2)
+            if middle.rate >= rate:
+                best = middle
             else:
-                low = middle
-        return self._operate(high)
+                low = middle.batch
+        return best
 
-    def _batches(self) -> list[float]:
-        """Mean batches to try: one sequence a group, and up to what there is room for."""
-        dp = self.cost.layout.dp
-        most = _mean_that_fits(self.room)
-        sizes, batch = [], float(dp)
-        while batch < most:
-            sizes.append(batch)
-            batch *= 2.0
-        return [*sizes, most] if most >= dp else []
-
-    def _operate(self, batch: float) -> Operating:
+    def operate(self, batch: float) -> Operating:
+        """What `batch` sequences in the mean make of it."""
         workload, osl = self._workload, self._workload.osl
         step = token_period(self.cost, batch, workload.context)
         high = token_period(self.cost, batch + self._z * math.sqrt(batch), workload.context)
@@ -182,6 +177,16 @@ class MixedReplica:
         rate = batch / (osl * tpot)
         ttft = self._ttft(rate, step, added)
         return Operating(batch, tpot + spread, tpot, ttft, rate, 1 - step / tpot)
+
+    def _batches(self) -> list[float]:
+        """Mean batches to try: one sequence a group, and up to what there is room for."""
+        dp = self.cost.layout.dp
+        most = _mean_that_fits(self.room, dp)
+        sizes, batch = [], float(dp)
+        while batch < most:
+            sizes.append(batch)
+            batch *= 2.0
+        return [*sizes, most] if most >= dp else []
 
     def _added(self, batch: float) -> list[tuple[float, float]]:
         """What a prompt of each class in each group adds to the steps that carry them."""
@@ -303,12 +308,13 @@ def _shifted(row: Row, cached: float, count: float) -> Row:
     return Row(row.new, row.past + cached, count, row.samples)
 
 
-def _mean_that_fits(room: float) -> float:
-    """The mean of a Poisson batch that stays within `room` 99 times of 100."""
+def _mean_that_fits(room: float, groups: int) -> float:
+    """The mean of a Poisson batch that stays within `room` 99 times of 100, or one sequence a
+    group where there is room for that."""
     if room <= 0:
         return 0.0
     root = (-_ROOM_Z + math.sqrt(_ROOM_Z**2 + 4 * room)) / 2
-    return max(root * root, min(room, 1.0))
+    return max(root * root, min(room, float(groups)))
 
 
 def _highest(meets: Callable[[float], bool], top: float) -> float:

@@ -8,6 +8,7 @@ rate: the lesser of what each can serve is what they serve together.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ from planner.hardware import Device
 from planner.layouts import candidates
 from planner.links import Links
 from planner.model_shape import ModelShape
-from planner.pairing import Matching, Pairing
+from planner.pairing import Matching
 from planner.precision import Precision
 from planner.replicas import MixedReplica, Operating, PromptReplica
 from planner.split import Mode, Pool, Split, Targets
@@ -97,7 +98,7 @@ class Search:
                 return 0.0
         last, t = split.pools[-1], self.targets
         if split.mode is Mode.AGGREGATED:
-            replica = self._mixed(last.layout, self.workload.classes, last.chunk_tokens)
+            replica = self.replica(last.layout, self.workload.classes, last.chunk_tokens)
             point = _exact(replica, t)
             return 0.0 if point is None else last.replicas * point.rate
         by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
@@ -107,8 +108,10 @@ class Search:
             return 0.0
         first, moved = split.pools[0], sum(c.share for c in remote)
         prompts = PromptReplica(self._cost(first.layout), remote, first.chunk_tokens)
-        decode = self._mixed(last.layout, local, last.chunk_tokens)
-        point = _exact(decode, t)
+        decode = self.replica(last.layout, local, last.chunk_tokens)
+        matching = Matching(self.workload, t, self.links, self.devices, moved)
+        left = t.tpot_s - matching.late_s(prompts, decode)
+        point = _exact(decode, replace(t, tpot_s=left))
         if point is None:
             return 0.0
         cv = self.workload.arrival_cv
@@ -125,14 +128,19 @@ class Search:
         return ttft, tpot
 
     def _aggregated(self, tpot_s: float) -> Split | None:
-        found = [
-            (self.devices // replica.devices * point.rate, replica, point)
-            for replica, point in self._points(self._mixtures, tpot_s)
-        ]
-        if not found:
+        points = self._points(self._mixtures, tpot_s)
+        points.sort(key=lambda rp: -(self.devices // rp[0].devices * rp[1].rate))
+        best: tuple[float, MixedReplica, Operating] | None = None
+        for replica, near in points:
+            count = self.devices // replica.devices
+            if best is not None and count * replica.rate_beyond(near) <= best[0]:
+                continue  # not even what lies beyond would be better
+            point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
+            if best is None or count * point.rate > best[0]:
+                best = count * point.rate, replica, point
+        if best is None:
             return None
-        _, replica, near = max(found, key=lambda f: f[0])
-        point = replica.sharpened(near, self.targets.ttft_s, tpot_s)
+        _, replica, point = best
         count = self.devices // replica.devices
         layout, chunk = replica.cost.layout, replica.chunk_tokens
         pool = Pool("aggregated", layout, count, chunk, point.batch, 1.0)
@@ -142,62 +150,50 @@ class Search:
         )  # fmt: skip
 
     def _disaggregated(self, tpot_s: float) -> Split | None:
-        matching = Matching(self.workload, self.targets, self.links, self.devices)
-        pairing = self._matched(matching, self._prompts, self._decodes, tpot_s)
+        targets = replace(self.targets, tpot_s=tpot_s)
+        matching = Matching(self.workload, targets, self.links, self.devices)
+        pairing = matching.best(self._prompts, self._points(self._decodes, tpot_s))
         return None if pairing is None else matching.settle(Mode.DISAGGREGATED, pairing)
 
     def _conditional(self, tpot_s: float) -> Split | None:
-        """The layouts of the best disaggregated pair, with a share of the shortest prompts kept
-        where they decode."""
-        pure = self.best(Mode.DISAGGREGATED, tpot_s)
+        """The prompt layout of the best disaggregated pair, with a share of the shortest prompts
+        kept where they decode: in its decode layout, or in that which is best aggregated."""
+        pure, mixed = self.best(Mode.DISAGGREGATED, tpot_s), self.best(Mode.AGGREGATED, tpot_s)
         if pure is None:
             return None
-        prompt_layout, decode_layout = (pool.layout for pool in pure.pools)
+        decode_layouts = {split.pools[-1].layout: None for split in (pure, mixed) if split}
         by_length = sorted(self.workload.classes, key=lambda c: c.fresh)
+        targets = replace(self.targets, tpot_s=tpot_s)
         best: Split | None = None
         for share in _LOCAL_SHARES:
             local, remote = cut(by_length, share)
             if not local or not remote:
                 continue
             moved = sum(c.share for c in remote)
-            matching = Matching(self.workload, self.targets, self.links, self.devices, moved)
-            prompts, mixed = self._kept(prompt_layout, decode_layout, share, local, remote)
-            pairing = self._matched(matching, prompts, mixed, tpot_s)
+            matching = Matching(self.workload, targets, self.links, self.devices, moved)
+            prompts = self._prompts_from(pure.pools[0].layout, share, remote)
+            decodes = [r for x in decode_layouts for r in self._decodes_with(x, share, local)]
+            pairing = matching.best(prompts, self._points(decodes, tpot_s))
             if pairing is not None and (best is None or pairing.rate > best.rate):
                 best = matching.settle(Mode.CONDITIONAL, pairing, local[-1].fresh)
         return best
 
-    def _matched(
-        self,
-        matching: Matching,
-        prompts: Sequence[PromptReplica],
-        decodes: Sequence[MixedReplica],
-        tpot_s: float,
-    ) -> Pairing | None:
-        """The best pair by interpolated points, and then by the computed ones of its replicas."""
-        near = matching.best(prompts, self._points(decodes, tpot_s))
-        if near is None:
-            return None
-        point = near.decode.sharpened(near.point, self.targets.ttft_s, tpot_s)
-        return matching.best([near.prompt], [(near.decode, point)])
+    def _prompts_from(
+        self, layout: ParallelLayout, share: float, remote: Sequence[RequestClass]
+    ) -> list[PromptReplica]:
+        """For prompts longer than those of `share` of the requests, evaluated once."""
+        if (layout, share) not in self._remote:
+            self._remote[layout, share] = [self.prompts(layout, remote)]
+        return self._remote[layout, share]
 
-    def _kept(
-        self,
-        prompt_layout: ParallelLayout,
-        decode_layout: ParallelLayout,
-        share: float,
-        local: Sequence[RequestClass],
-        remote: Sequence[RequestClass],
-    ) -> tuple[list[PromptReplica], list[MixedReplica]]:
-        """Replicas for prompts cut at `share`, evaluated once."""
-        first, second = (prompt_layout, share), (decode_layout, share)
-        if first not in self._remote:
-            cost = self._cost(prompt_layout)
-            self._remote[first] = [PromptReplica(cost, remote, PROMPT_CHUNK_TOKENS)]
-        if second not in self._local:
-            chunked = [self._mixed(decode_layout, local, chunk) for chunk in MIXED_CHUNKS]
-            self._local[second] = chunked
-        return self._remote[first], self._local[second]
+    def _decodes_with(
+        self, layout: ParallelLayout, share: float, local: Sequence[RequestClass]
+    ) -> list[MixedReplica]:
+        """With the other prompts, evaluated once."""
+        if (layout, share) not in self._local:
+            chunked = [self.replica(layout, local, chunk) for chunk in MIXED_CHUNKS]
+            self._local[layout, share] = chunked
+        return self._local[layout, share]
 
     def _points(
         self, replicas: Iterable[MixedReplica], tpot_s: float
@@ -207,28 +203,35 @@ class Search:
 
     @cached_property
     def _prompts(self) -> list[PromptReplica]:
-        classes = self.workload.classes
-        return [
-            PromptReplica(self._cost(layout), classes, PROMPT_CHUNK_TOKENS)
-            for layout in self.layouts
-        ]
+        return [self.prompts(layout) for layout in self.layouts]
 
     @cached_property
     def _decodes(self) -> list[MixedReplica]:
-        return [self._mixed(layout, (), PROMPT_CHUNK_TOKENS) for layout in self.layouts]
+        return [self.replica(layout) for layout in self.layouts]
 
     @cached_property
     def _mixtures(self) -> list[MixedReplica]:
         classes = self.workload.classes
-        return [self._mixed(layout, classes, c) for layout in self.layouts for c in MIXED_CHUNKS]
+        return [self.replica(layout, classes, c) for layout in self.layouts for c in MIXED_CHUNKS]
 
-    def _mixed(
-        self, layout: ParallelLayout, prompts: Sequence[RequestClass], chunk_tokens: int
+    def replica(
+        self,
+        layout: ParallelLayout,
+        prompts: Sequence[RequestClass] = (),
+        chunk_tokens: int = PROMPT_CHUNK_TOKENS,
     ) -> MixedReplica:
+        """One that decodes, and computes `prompts` between; not kept."""
         percentile = self.targets.percentile
         z = max(NormalDist().inv_cdf(percentile), 0.0)
         cost = self._cost(layout)
         return MixedReplica(cost, self.workload, prompts, chunk_tokens, percentile, z)
+
+    def prompts(
+        self, layout: ParallelLayout, classes: Sequence[RequestClass] | None = None
+    ) -> PromptReplica:
+        """One that computes the prompts of `classes`, or of all; not kept."""
+        among = self.workload.classes if classes is None else classes
+        return PromptReplica(self._cost(layout), among, PROMPT_CHUNK_TOKENS)
 
     def _cost(self, layout: ParallelLayout) -> CostModel:
         return CostModel(self.model, layout, self.precision, self.device, self.stack, self.skew)

@@ -16,10 +16,13 @@ _HOSTS_MAX = 100_000
 
 def available(hosts: int, needed: int, host_availability: float = HOST_AVAILABILITY) -> float:
     """Probability that at least `needed` of `hosts` hosts are up."""
-    a = host_availability
-    return math.fsum(
-        math.comb(hosts, up) * a**up * (1 - a) ** (hosts - up) for up in range(needed, hosts + 1)
-    )
+    up, down = math.log(host_availability), math.log1p(-host_availability)
+
+    def exactly(n: int) -> float:
+        ways = math.lgamma(hosts + 1) - math.lgamma(n + 1) - math.lgamma(hosts - n + 1)
+        return math.exp(ways + n * up + (hosts - n) * down)
+
+    return min(math.fsum(exactly(n) for n in range(needed, hosts + 1)), 1.0)
 
 
 def most_used(hosts: int, target: float, host_availability: float = HOST_AVAILABILITY) -> int:

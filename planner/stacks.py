@@ -2,7 +2,7 @@
 
 A GPU that waits for its host, launches small kernels and samples tokens is slower than its
 arithmetic. These terms belong to the software: they hold on whatever device it runs, and were
-fitted for each engine on measured rows (`python -m bench calibration` shows them with residuals).
+fitted for each engine on measured rows (`python -m bench planner` shows how far off they are).
 """
 
 from __future__ import annotations

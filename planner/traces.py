@@ -71,7 +71,7 @@ def read_trace(path: Path, prompt: str | None = None, answer: str | None = None)
     """Read a trace file. prompt, answer: names of the columns with token counts, where they are
     not among those that are known. Raises `ConfigError` where no row can be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"trace {path} cannot be read: {error}") from error
     rows: list[TraceRow] = []
@@ -102,7 +102,14 @@ def _records(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
                 yield number, _parsed(line)
         return
     reader = csv.DictReader(lines)
-    for fields in reader:
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield reader.reader.line_num, f"it is not CSV: {error}"
+            continue
+        if fields is None:
+            return
         if None in fields or None in fields.values():
             yield reader.line_num, "its number of columns differs from the header's"
         else:
@@ -132,9 +139,12 @@ def _tokens(fields: Mapping[str, Any], names: Iterable[str]) -> int:
     if name is None:
         raise ValueError(f"it has no column {' or '.join(names)}")
     try:
-        count = int(fields[name])
-    except (TypeError, ValueError):
+        exact = float(fields[name])
+        count = int(exact)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {fields[name]!r}, not a number of tokens") from None
+    if count != exact or isinstance(fields[name], bool):
+        raise ValueError(f"{name} is {fields[name]!r}, not a number of tokens")
     if not 1 <= count <= TOKENS_MAX:
         raise ValueError(f"{name} is {count}; allowed: 1 to {TOKENS_MAX}")
     return count
@@ -146,11 +156,15 @@ def _time(fields: Mapping[str, Any]) -> float | None:
         return None
     value = fields[name]
     try:
-        return float(value) * (1e-3 if name == "timestamp" else 1.0)
-    except (TypeError, ValueError):
+        seconds = float(value) * (1e-3 if name == "timestamp" else 1.0)
+    except (TypeError, ValueError, OverflowError):
         pass
+    else:
+        if not math.isfinite(seconds):
+            raise ValueError(f"{name} is {value!r}, neither a number nor a date")
+        return seconds
     try:
-        moment = datetime.fromisoformat(str(value)[:26])
+        moment = datetime.fromisoformat(str(value))
     except ValueError:
         raise ValueError(f"{name} is {value!r}, neither a number nor a date") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

@@ -19,7 +19,7 @@ from eastwest.blocks import BlockHash
 from eastwest.messages import Prefill, Ticket
 from eastwest.ports import SampleInput, StepRow
 from eastwest.stopping import StopRule
-from eastwest.types import SampledToken
+from eastwest.types import FinishReason, SampledToken
 from kv_transfer.ledger import Owner
 from prefill_pool.scheduler import Chunk
 
@@ -61,9 +61,14 @@ class LocalReservations(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """State of one prompt. `blocks` hold its KV and, unless `local`, belong to `owner`."""
+    """State of one prompt. `blocks` hold its KV and, unless `local`, belong to `owner`.
+
+    given: what is computed: the client's prompt, and behind it the output of workers that are
+    lost, if there is any.
+    """
 
     command: Prefill
+    given: tuple[int, ...]
     router_id: str
     owner: Owner
     stop_rule: StopRule
@@ -88,11 +93,15 @@ class Job:
         return self.command.request_id
 
     def row(self, chunk: Chunk) -> StepRow:
-        """The engine's row for a chunk; the one that ends the prompt samples."""
-        prompt = self.command.prompt
+        """The engine's row for a chunk; the last one samples."""
+        command, given = self.command, self.given
         sample = None
-        if chunk.stop == len(prompt):
-            banned = self.stop_rule.banned(0)
-            sample = SampleInput(self.command.sampling, prompt, (), banned)
-        transfer = "" if self.local else self.command.ticket.transfer_id
-        return StepRow(prompt[chunk.start : chunk.stop], chunk.start, self.blocks, sample, transfer)
+        if chunk.stop == len(given):
+            banned = self.stop_rule.banned(len(command.output))
+            sample = SampleInput(command.sampling, command.prompt, command.output, banned)
+        transfer = "" if self.local else command.ticket.transfer_id
+        return StepRow(given[chunk.start : chunk.stop], chunk.start, self.blocks, sample, transfer)
+
+    def finish(self, token: SampledToken) -> FinishReason | None:
+        """Whether the token after what is given is the last of the output."""
+        return self.stop_rule.finish(token.token, len(self.command.output) + 1)

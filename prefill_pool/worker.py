@@ -147,15 +147,16 @@ class PrefillWorker:
         if command.request_id in self._jobs:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
         check_work(self._model, command)
-        self._intake.check_fits("the prompt needs", self._blocks_needed(command))
-        now = self._clock.now_ns()
+        now, given = self._clock.now_ns(), command.given
+        self._intake.check_fits("the prompt needs", blocks_for(len(given), self._kv.block_tokens))
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Job(
             command=command,
+            given=given,
             router_id=router_id,
             owner=Owner(OwnerKind.PREFILL, command.request_id),
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
-            hashes=block_hashes(command.prompt, self._kv.block_tokens, seed),
+            hashes=block_hashes(given, self._kv.block_tokens, seed),
             received_ns=now,
             deadline_ns=now + ns(command.timeout_s),
             first_token=asyncio.get_running_loop().create_future(),
@@ -182,12 +183,12 @@ class PrefillWorker:
     async def _place(self, job: Job) -> Target:
         """Give the job blocks, with as much of its prefix in them as can be had."""
         ticket = job.command.ticket
-        usable = reusable_blocks(len(job.command.prompt), self._kv.block_tokens)
+        usable = reusable_blocks(len(job.given), self._kv.block_tokens)
         if job.local:
             job.blocks = self._local.blocks_of(ticket)
             job.present_tokens = min(usable, ticket.first_block) * self._kv.block_tokens
             return self._local.target(ticket)
-        hashes, total = job.hashes[:usable], self._blocks_needed(job.command)
+        hashes, total = job.hashes[:usable], blocks_for(len(job.given), self._kv.block_tokens)
         taken = await self._intake.take(job.owner, job.router_id, hashes, total)
         job.blocks, job.state = taken.blocks, JobState.LOADING
         loaded = await self._intake.fill(taken, hashes)
@@ -198,12 +199,9 @@ class PrefillWorker:
         target.ready(job.present_tokens)
         return target
 
-    def _blocks_needed(self, command: Prefill) -> int:
-        return blocks_for(len(command.prompt), self._kv.block_tokens)
-
     async def _compute(self, job: Job) -> None:
         job.state = JobState.COMPUTING
-        self._scheduler.add(job.request_id, len(job.command.prompt), job.present_tokens)
+        self._scheduler.add(job.request_id, len(job.given), job.present_tokens)
         self._loop.wake()
         token = await job.first_token
         assert job.started_ns is not None
@@ -212,10 +210,10 @@ class PrefillWorker:
             Prefilled(
                 request_id=job.request_id,
                 token=token,
-                finish=job.stop_rule.finish(token.token, 1),
+                finish=job.finish(token),
                 queue_ns=job.started_ns - job.received_ns,
                 prefill_ns=job.sampled_ns - job.started_ns,
-                computed_tokens=len(job.command.prompt) - job.present_tokens,
+                computed_tokens=len(job.given) - job.present_tokens,
                 loaded_tokens=job.loaded_tokens,
             ),
         )
@@ -223,9 +221,8 @@ class PrefillWorker:
     async def _hand_over(self, job: Job, target: Target) -> None:
         job.state = JobState.PUSHING
         token = job.first_token.result()
-        finished = job.stop_rule.finish(token.token, 1) is not None
-        target.ready(len(job.command.prompt))
-        await target.finish(token, finished=finished)
+        target.ready(len(job.given))
+        await target.finish(token, finished=job.finish(token) is not None)
 
     def _cancel(self, job: Job) -> None:
         # At once: a step that ends before the task has heard of it must not answer the job.

@@ -5,6 +5,7 @@ What decides; told what happened and the time, it returns actions:
 requests       what enters and leaves the scheduler
 scheduler      joins all of these
 lifecycle      one request, from the queue to its one ending
+attempt        one try at it on one pair of workers
 admission      who may enter, and who waits
 placement      which pair of workers serves a request; policies
 fleet          the workers, and how loaded each is

@@ -1,68 +1,108 @@
-"""Who may enter, and who waits: the bounded queue in front of placement.
+"""Who may enter: the bounds of the queue in front of placement, and the pace at which it empties.
 
-First come, first served; a request that has lost its workers goes back to the head. New requests
-are refused when `queue_max` wait. Those that came back were admitted before, so the queue holds
-`queue_max + active_max` at most.
+New requests are refused when `queue_max` wait, unless the tenant that asks has less than its share
+of them: then the last one in line of the tenant with the most waiting makes way. A request whose
+turn cannot come before its deadline, at the present pace, is refused at once. Those that came back
+were admitted before, so the queue holds `queue_max + active_max` at most.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-
 from eastwest.clock import seconds
-from eastwest.errors import Overloaded
+from eastwest.errors import EastWestError, Overloaded, Phase
+from router.fair_queue import FairQueue
 from router.lifecycle import Lifecycle
+from router.requests import Request
 
-_PACE_WINDOW = 64
 _RETRY_MIN_S = 1.0
 _RETRY_MAX_S = 60.0
+# Departures under load before the pace is trusted to refuse anybody.
+_PACE_AFTER = 16
+_PACE_SMOOTHING = 0.05
+# A prediction is this much too dark before it costs a request its chance.
+_DOUBT = 2.0
 
 
 class Admission:
-    """The queue, and the pace at which requests leave the system."""
+    """The gate of one queue."""
 
-    def __init__(self, queue_max: int) -> None:
+    def __init__(self, queue_max: int, queue: FairQueue) -> None:
         self._queue_max = queue_max
-        self._queue: OrderedDict[str, Lifecycle] = OrderedDict()
-        self._departures_ns: deque[int] = deque(maxlen=_PACE_WINDOW)
+        self._queue = queue
+        self._pace = _Pace()
 
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._queue
-
-    def check(self, now_ns: int) -> None:
-        """Raise `Overloaded` where one more may not wait."""
-        if len(self._queue) >= self._queue_max:
+    def admit(self, request: Request, now_ns: int) -> Lifecycle | None:
+        """Let one more wait, or raise `Overloaded` with a hint. Returns whoever must make way."""
+        wait_s = self._wait_s(request)
+        left_s = seconds(request.deadline_ns - now_ns)
+        if wait_s > _DOUBT * left_s:
             raise Overloaded(
-                f"{len(self._queue)} requests are waiting; allowed: {self._queue_max}",
-                retry_after_s=self.retry_after_s(now_ns),
+                f"its turn is expected in {wait_s:.1f} s; allowed: at most the {left_s:.1f} s to "
+                f"its deadline",
+                phase=Phase.ADMISSION,
+                retry_after_s=self.retry_after_s(),
             )
+        if len(self._queue) < self._queue_max:
+            return None
+        share = self._queue_max // self._tenants_with(request)
+        victim = self._queue.latest_of_largest()
+        own = victim is not None and victim.request.salt == request.salt
+        if victim is None or own or self._queue.waiting_of(request.salt) >= share:
+            raise self.full()
+        return victim
 
-    def enter(self, life: Lifecycle) -> None:
-        """To the end of the queue."""
-        self._queue[life.request.request_id] = life
-
-    def reenter(self, life: Lifecycle) -> None:
-        """To its head."""
-        self._queue[life.request.request_id] = life
-        self._queue.move_to_end(life.request.request_id, last=False)
-
-    def head(self) -> Lifecycle | None:
-        return next(iter(self._queue.values()), None)
-
-    def leave(self, request_id: str) -> None:
-        """Out of the queue, wherever in it. Idempotent."""
-        self._queue.pop(request_id, None)
+    def full(self) -> EastWestError:
+        """Why nobody else may wait."""
+        return Overloaded(
+            f"{len(self._queue)} requests are waiting; allowed: {self._queue_max}",
+            retry_after_s=self.retry_after_s(),
+        )
 
     def departed(self, now_ns: int) -> None:
         """A request that was being served has ended."""
-        self._departures_ns.append(now_ns)
+        self._pace.departed(now_ns, busy=len(self._queue) > 0)
 
-    def retry_after_s(self, now_ns: int) -> float:
-        """How long those who wait will take to be served, at the pace of the last departures."""
-        if not self._departures_ns:
-            return _RETRY_MIN_S
-        each_s = seconds(now_ns - self._departures_ns[0]) / len(self._departures_ns)
-        return min(max(_RETRY_MIN_S, each_s * len(self._queue)), _RETRY_MAX_S)
+    def retry_after_s(self) -> float:
+        """How long those who wait will take to be served, at the present pace."""
+        return min(max(_RETRY_MIN_S, self._pace.each_s * len(self._queue)), _RETRY_MAX_S)
+
+    def _wait_s(self, request: Request) -> float:
+        """Until the turn of a new request of this tenant; 0 where there is nothing to go by.
+
+        Tenants take turns, so that as many requests of each other one are before it as of its
+        own, and no more than wait at all.
+        """
+        if not self._pace.known:
+            return 0.0
+        own = self._queue.waiting_of(request.salt)
+        ahead = min(len(self._queue), (own + 1) * self._tenants_with(request) - 1)
+        return ahead * self._pace.each_s
+
+    def _tenants_with(self, request: Request) -> int:
+        """Tenants of which somebody waits once this request does."""
+        return self._queue.tenants_waiting + (self._queue.waiting_of(request.salt) == 0)
+
+
+class _Pace:
+    """Time between departures while somebody waited; what passed in idleness says nothing."""
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._each_ns = 0.0
+        self._count = 0
+
+    @property
+    def known(self) -> bool:
+        return self._count >= _PACE_AFTER
+
+    @property
+    def each_s(self) -> float:
+        return seconds(round(self._each_ns))
+
+    def departed(self, now_ns: int, *, busy: bool) -> None:
+        if self._last_ns is not None:
+            gap = now_ns - self._last_ns
+            weight = max(_PACE_SMOOTHING, 1 / (self._count + 1))
+            self._each_ns += weight * (gap - self._each_ns)
+            self._count += 1
+        self._last_ns = now_ns if busy else None

@@ -26,6 +26,7 @@ from eastwest.wire import sampling_from_wire
 REQUEST_ID_BYTES = 128
 TENANT_BYTES = 128
 SESSION_ID_BYTES = 256
+PRIORITY_MAX = 10
 ROLES = ("system", "user", "assistant")
 # An answer needs time to reach the caller: a request ends this long before the caller gives up,
 # so that the status that says in which phase it was still arrives.
@@ -53,6 +54,7 @@ class Ask:
     """A request as its client meant it: `sampling` valid, with its seed; text not tokenised.
 
     messages: of a Chat call; empty for Generate. prompt: of a Generate call; empty for Chat.
+    priority: more is more urgent within the tenant.
     """
 
     request_id: str
@@ -62,6 +64,7 @@ class Ask:
     stream: bool
     prompt: str | tuple[int, ...]
     messages: tuple[ChatMessage, ...]
+    priority: int = 0
 
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -135,7 +138,14 @@ def _read_common(
         stream=request.stream if request.HasField("stream") else True,
         prompt="",
         messages=(),
+        priority=_priority(request.priority),
     )
+
+
+def _priority(priority: int) -> int:
+    if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
+        raise InvalidArgument(f"priority is {priority}; allowed: -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    return priority
 
 
 def _check_model(name: str, model: ModelInfo) -> None:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from eastwest.blocks import BlockHash, block_hashes, hash_seed, reusable_blocks
 from eastwest.layout import KVSpec
-from eastwest.messages import KvEvents, ResyncKv, TierBlocks
+from eastwest.messages import KvEvents, Prefilled, Reserved, ResyncKv, TierBlocks
 from eastwest.types import Tier
+from router.attempt import Attempt
 from router.fleet import Worker
-from router.placement import Placement
 from router.prefix_index import Holder, PrefixIndex
 from router.requests import Action, PhaseHits, Request
 
@@ -153,15 +153,20 @@ class KvView:
         """The request has ended. Idempotent."""
         self._hashes.pop(request_id, None)
 
-    def reserved(self, request: Request, placement: Placement, found_tokens: int) -> None:
-        """The decode worker has found KV of so many prompt tokens."""
-        self.decode_hits.count(len(request.prompt), placement.decode_known_tokens, found_tokens)
+    def reserved(self, attempt: Attempt | None, event: Reserved) -> None:
+        """The decode worker has found what it has. Of what an earlier attempt has delivered nothing
+        was predicted, so only first ones count."""
+        if attempt is not None and not attempt.resumed:
+            found = event.cached_tokens + event.loaded_tokens
+            predicted = attempt.placement.decode_known_tokens
+            self.decode_hits.count(attempt.given_tokens, predicted, found)
 
-    def prefilled(self, request: Request, placement: Placement, computed_tokens: int) -> None:
-        """The prefill worker has computed so many prompt tokens."""
-        prompt = len(request.prompt)
-        found = prompt - computed_tokens
-        self.prefill_hits.count(prompt, placement.prefill_known_tokens, found)
+    def prefilled(self, attempt: Attempt | None, event: Prefilled) -> None:
+        """The prefill worker has computed what it did not find."""
+        if attempt is not None and not attempt.resumed:
+            found = attempt.given_tokens - event.computed_tokens
+            predicted = attempt.placement.prefill_known_tokens
+            self.prefill_hits.count(attempt.given_tokens, predicted, found)
 
     def report(self) -> KvReport:
         """A snapshot."""

@@ -46,6 +46,7 @@ def loads_report(loads: Loads, links: Iterable[WorkerLink]) -> inference.GetLoad
         workers=_workers(loads, links),
         completed=loads.counters.completed,
         failed=sum(loads.counters.failed.values()),
+        migrations=loads.counters.migrations,
         kv_index=inference.KvIndexStatus(
             blocks=loads.kv.hashes,
             resyncs=loads.kv.resyncs,

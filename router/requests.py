@@ -19,7 +19,8 @@ class Request:
     """A validated request. Times are nanoseconds of the router's clock.
 
     sampling: with its seed resolved. max_tokens: resolved, prompt + max_tokens fits the context.
-    salt: the tenant's cache salt. session_id: "" for none.
+    salt: the tenant's cache salt. session_id: "" for none. priority: more is more urgent, within
+    a tenant.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Request:
     max_tokens: int
     accepted_ns: int
     deadline_ns: int
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Marks:
     import_ns: int = 0
     decode_queue_ns: int = 0
     first_step_ns: int = 0
+    migration_ns: int = 0
 
     def timing(self, delivered_ns: int) -> Timing:
         """The request's timing, its first token having reached the client's stream then."""
@@ -64,15 +67,15 @@ class Marks:
         second = None
         if self.second_token_ns is not None:
             gap = self.second_token_ns - self.first_token_ns
-            parts = [self.first_step_ns, self.decode_queue_ns, self.import_ns]
-            (step, queue, imported), exposed = split(gap, parts)
-            second = SecondTokenParts(exposed, imported, queue, step)
+            parts = [self.migration_ns, self.first_step_ns, self.decode_queue_ns, self.import_ns]
+            (moved, step, queue, imported), exposed = split(gap, parts)
+            second = SecondTokenParts(exposed, imported, queue, step, moved)
         return Timing(ttft, second, self.last_token_ns - self.accepted_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request that ended well."""
+    """A request that ended well. The workers are those of its last attempt."""
 
     finish: FinishReason
     tokens: tuple[SampledToken, ...]
@@ -130,7 +133,8 @@ class PhaseHits:
 
 @dataclass(slots=True)
 class Counters:
-    """Endings since the start."""
+    """Endings since the start, and how often those requests were moved."""
 
     completed: int = 0
+    migrations: int = 0
     failed: dict[str, int] = field(default_factory=dict)

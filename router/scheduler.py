@@ -25,6 +25,7 @@ from eastwest.messages import (
     WorkerInfo,
 )
 from router.admission import Admission
+from router.fair_queue import FairQueue
 from router.fleet import Fleet, Worker, WorkerView
 from router.kv_view import KvReport, KvView
 from router.lifecycle import Lifecycle, State
@@ -57,7 +58,8 @@ class Scheduler:
         self._silence_ns = ns(config.worker_timeout_s)
         self._fleet = Fleet()
         self._kv = KvView(config.index_blocks_max)
-        self._queue = Admission(config.queue_max)
+        self._queue = FairQueue()
+        self._admission = Admission(config.queue_max, self._queue)
         self._timers = Timers()
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}
@@ -80,13 +82,16 @@ class Scheduler:
         if not len(self._fleet):
             raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
         self._fleet.check_fits(request)
-        self._queue.check(now_ns)
+        victim = self._admission.admit(request, now_ns)
         marks = Marks(request.accepted_ns, admitted_ns=max(now_ns, request.accepted_ns))
         life = Lifecycle(request, self._config.attempts_max, marks, request.deadline_ns)
         self._lives[request.request_id] = life
         self._timers.set(request.request_id, life.wake_ns)
-        self._queue.enter(life)
         out: list[Action] = []
+        if victim is not None:
+            victim.fail(self._admission.full(), out)
+            self._follow(victim, now_ns)
+        self._queue.enter(life)
         self._dispatch(now_ns, out)
         return out
 
@@ -244,16 +249,15 @@ class Scheduler:
             if isinstance(event, Failed):
                 self._settling.failed(event.request_id, worker, out)
             return False
-        request, placement, state = life.request, life.placement, life.state
-        assert placement is not None
+        attempt, state = life.attempt, life.state
         if isinstance(event, Reserved):
             life.reserved(worker, event, now_ns, out)
             if state is State.RESERVING and life.state is State.PREFILLING:
-                self._kv.reserved(request, placement, event.cached_tokens + event.loaded_tokens)
+                self._kv.reserved(attempt, event)
         elif isinstance(event, Prefilled):
             life.prefilled(worker, event, now_ns, out)
             if state is State.PREFILLING and life.state is not state:
-                self._kv.prefilled(request, placement, event.computed_tokens)
+                self._kv.prefilled(attempt, event)
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
@@ -279,7 +283,7 @@ class Scheduler:
         self._settling.bereave(worker, out)
         # Latest first: each goes to the head of the queue, where the earliest belongs.
         for life in reversed(list(self._lives.values())):
-            life.bereave(worker, reason, now_ns, out)
+            life.bereave(worker, reason, self._heartbeat_ns, now_ns, out)
             self._follow(life, now_ns)
 
     def _follow(self, life: Lifecycle, now_ns: int) -> bool:
@@ -301,13 +305,14 @@ class Scheduler:
         del self._lives[request_id]
         self._kv.forget(request_id)
         self._timers.cancel(request_id)
-        if request_id in self._queue:
-            self._queue.leave(request_id)
-        else:
+        served = request_id not in self._queue
+        self._queue.end(life)
+        if served:
             del self._works[life.work_id]
-            self._queue.departed(now_ns)
+            self._admission.departed(now_ns)
         if life.settling:
             self._settling.add(life)
+        self._counters.migrations += life.migrations
         if life.error is None:
             self._counters.completed += 1
         else:
@@ -316,23 +321,32 @@ class Scheduler:
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
         """Place requests, from the head of the queue, as long as there is room."""
-        while self._active < self._config.active_max and (life := self._queue.head()) is not None:
+        while self._active < self._config.active_max and self._dispatch_one(now_ns, out):
+            pass
+
+    def _dispatch_one(self, now_ns: int, out: list[Action]) -> bool:
+        """Place the first candidate that can be, or end one that cannot; False where neither."""
+        passed: list[Lifecycle] = []
+        for life in self._queue.candidates():
             if now_ns >= life.request.deadline_ns:
                 life.expire(now_ns, out)
                 self._follow(life, now_ns)
-            elif (placement := self._place(life, now_ns)) is not None:
+                return True
+            placement = self._place(life, now_ns)
+            if placement is not None:
                 self._attempts += 1
-                self._queue.leave(life.request.request_id)
+                self._queue.take(life, passed)
                 life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
                 self._works[life.work_id] = life
-            else:
-                try:
-                    self._fleet.check_fits(life.request)
-                except InvalidArgument as error:
-                    life.fail(error, out)
-                    self._follow(life, now_ns)
-                else:
-                    return
+                return True
+            try:
+                self._fleet.check_fits(life.request)
+            except InvalidArgument as error:
+                life.fail(error, out)
+                self._follow(life, now_ns)
+                return True
+            passed.append(life)
+        return False
 
     def _place(self, life: Lifecycle, now_ns: int) -> Placement | None:
         workers = self._fleet.up()
@@ -355,6 +369,7 @@ class Scheduler:
         waiting = [life for life in self._lives.values() if life.state is State.QUEUED]
         active = [life for life in self._lives.values() if life.state is not State.QUEUED]
         assert all(life.state is not State.ENDED for life in active)
+        self._queue.check_integrity()
         assert len(waiting) == len(self._queue) <= self._config.queue_max + self._config.active_max
         assert all(life.request.request_id in self._queue for life in waiting)
         assert len(active) == len(self._works) <= self._config.active_max

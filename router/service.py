@@ -202,6 +202,7 @@ class InferenceService:
             max_tokens=edge.resolve_max_tokens(ask.sampling, len(turn.prompt), model, self._limits),
             accepted_ns=accepted_ns,
             deadline_ns=deadline_ns,
+            priority=ask.priority,
         )
 
     async def _serve(

@@ -1,9 +1,9 @@
 """KV on its way to rest, after its request has ended.
 
-An output of one token ends with `Prefilled`, while the prefill worker still pushes the KV that
-the session will be continued from. Nothing tells the router of its arrival. If the prefill worker
-fails or dies first, the decode worker's reservation is nobody's, and the router's heartbeats
-would keep it alive: so it is aborted.
+An output whose last token comes from a prefill worker ends with `Prefilled`, while that worker
+still pushes the KV that the session will be continued from. Nothing tells the router of its
+arrival. If the prefill worker fails or dies first, the decode worker's reservation is nobody's,
+and the router's heartbeats would keep it alive: so it is aborted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Settling:
         return len(self._lives)
 
     def add(self, life: Lifecycle) -> None:
-        assert life.placement is not None
-        self._lives[life.work_id] = (life.placement.prefill, life.placement.decode)
+        assert life.attempt is not None
+        self._lives[life.work_id] = (life.attempt.prefill, life.attempt.decode)
         if len(self._lives) > self._limit:
             self._lives.popitem(last=False)
 

@@ -7,5 +7,4 @@
 - `holdings`, `intake`, `stored_prefix`: blocks, by owner; how a prompt gets them and what is stored
 - `control`, `work_check`: the stream to routers, and what they may ask
 - `actor`, `supervisor`, `cluster`: Ray: the processes, their lives, the cluster
-- `in_thread`: work on blocks in a thread
 """

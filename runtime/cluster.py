@@ -97,10 +97,11 @@ class Cluster:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+            _forget_processes()
 
 
 def _end_processes_of(directory: Path) -> None:
-    """End what a start that failed has left running, and let Ray forget it."""
+    """End what a start that failed has left running."""
     left = [
         process
         for process in psutil.Process().children(recursive=True)
@@ -109,8 +110,12 @@ def _end_processes_of(directory: Path) -> None:
     for process in left:
         process.kill()
     psutil.wait_procs(left)
+
+
+def _forget_processes() -> None:
+    """Let go of Ray's handles of processes that it has not waited for, which would complain of it
+    whenever they are found."""
     with warnings.catch_warnings():
-        # Ray's handles of processes that it has not waited for.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 

@@ -15,6 +15,7 @@ import grpc.aio
 
 from eastwest.clock import Clock
 from eastwest.config import FRAME_BYTES_MAX, KVConfig
+from eastwest.in_thread import in_thread
 from eastwest.messages import Transport
 from eastwest.ports import Buffer, Engine, StepRow
 from eastwest.types import SampledToken
@@ -23,14 +24,15 @@ from kv_transfer.frame_codec import message_bytes
 from kv_transfer.grpc_delivery import GrpcTransport
 from kv_transfer.push import FrameTap, pass_through
 from kv_transfer.push_server import PushServer
-from kv_transfer.ranks import Arrived, Fence, ReceiverEvents, ReceivingRank
+from kv_transfer.ranks import Arrived, ReceiverEvents, ReceivingRank
 from kv_transfer.receiver import Receiver
 from kv_transfer.sender import KvSender
 from kv_transfer.service import Commits, KvTransferService
-from kv_transfer.transport import TransportProvider
-from runtime.in_thread import in_thread
+from kv_transfer.transport import Target, TransportProvider
 
-FENCE_POLL_S = 0.05
+# A writer is mostly out in a moment; one that is stopped may take very long.
+FENCE_POLL_MIN_S = 0.001
+FENCE_POLL_MAX_S = 0.05
 
 
 def _grpc_only() -> Mapping[Transport, TransportProvider]:
@@ -41,22 +43,34 @@ def _grpc_only() -> Mapping[Transport, TransportProvider]:
 class Ways:
     """How KV can leave and reach one rank.
 
-    providers: what it can send by, and, where `memory` says how its paged KV is found, take by.
-    fence: keeps those out that write to it by themselves. host: see `KvSource`.
+    providers: what it can send by. targets: its paged KV, for those that write to it by themselves.
+    host: see `KvSource`.
     """
 
     providers: Mapping[Transport, TransportProvider] = field(default_factory=_grpc_only)
-    memory: str = ""
-    fence: Fence | None = None
+    targets: Mapping[Transport, Target] = field(default_factory=dict)
     host: str = ""
 
     @property
     def transports(self) -> tuple[Transport, ...]:
-        return tuple(t for t in self.providers if self.memory or t is Transport.GRPC)
+        """What it can both send and take by."""
+        return tuple(t for t in self.providers if t in self.targets or t is Transport.GRPC)
+
+    @property
+    def memory(self) -> dict[Transport, str]:
+        """How each transport that writes by itself finds the paged KV."""
+        return {transport: target.descriptor for transport, target in self.targets.items()}
+
+    def close(self) -> None:
+        """After every transfer. Idempotent."""
+        for provider in self.providers.values():
+            provider.close()
+        for target in self.targets.values():
+            target.shut()
 
 
 class Rank:
-    """`engine` is this object's from now on; `close` ends it. epoch: of the replica.
+    """`engine` and `ways` are this object's from now on; `close` ends them. epoch: of the replica.
 
     receiving, sending: the two faces for transfers. tap: sees outgoing frames; tests damage them.
     """
@@ -77,7 +91,8 @@ class Rank:
         self._idle_s = config.lease_s
         self._events: ReceiverEvents | None = None
         self._receiver = Receiver(engine.kv, self, rank=engine.rank, epoch=epoch)
-        self._fenced = FencedReceiver(self._receiver, ways.fence) if ways.fence else None
+        fences = {transport: target.fence for transport, target in ways.targets.items()}
+        self._fenced = FencedReceiver(self._receiver, fences) if fences else None
         self.receiving: ReceivingRank = self._fenced or self._receiver
         self.sending = KvSender(
             engine.kv,
@@ -139,6 +154,7 @@ class Rank:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
+        self.ways.close()
         self._thread.shutdown(wait=True)
         self.engine.close()
 
@@ -166,8 +182,12 @@ class Rank:
 
     async def _poll(self, fenced: FencedReceiver) -> None:
         while True:
-            fenced.tick()
-            await asyncio.sleep(FENCE_POLL_S)
+            await fenced.waiting.wait()
+            pause_s = FENCE_POLL_MIN_S
+            while fenced.waiting.is_set():
+                await asyncio.sleep(pause_s)
+                fenced.tick()
+                pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
 
 
 class _Progress:

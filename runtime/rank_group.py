@@ -106,16 +106,13 @@ class RankGroup:
         for link in self._links.values():
             link.listen(books)
 
-    def endpoints(self, group: int) -> tuple[RankEndpoint, ...]:
-        """Where the ranks of a data-parallel group take KV, by their number within it."""
-        return tuple(
-            RankEndpoint(
-                i,
-                self._links[rank].joined.address if rank in self._links else self._address,
-                self._links[rank].joined.memory if rank in self._links else self._local.ways.memory,
-            )
-            for i, rank in enumerate(self.layout.ranks_of_group(group))
-        )
+    def endpoints(self, group: int, transport: Transport) -> tuple[RankEndpoint, ...]:
+        """Where the ranks of a data-parallel group take KV by a transport, by their number within
+        it."""
+        own = self._address, self._local.ways.memory.get(transport, "")
+        ranks = self.layout.ranks_of_group(group)
+        places = [self._links[r].place_of(transport) if r in self._links else own for r in ranks]
+        return tuple(RankEndpoint(i, *place) for i, place in enumerate(places))
 
     async def settled(self) -> None:
         """Until every rank has begun all that was asked of it before, such as to take frames."""

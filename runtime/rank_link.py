@@ -67,6 +67,10 @@ class RankLink:
     def transports(self) -> tuple[Transport, ...]:
         return tuple(transport_from_wire(name) for name in self.joined.transports)
 
+    def place_of(self, transport: Transport) -> tuple[str, str]:
+        """Address and memory, as in `RankEndpoint`, for KV by `transport`."""
+        return self.joined.address, self.joined.memory.get(transport.value, "")
+
     async def join(self) -> None:
         """Tell the rank where it belongs and wait until it has loaded. Raises why it cannot."""
         place = self.place

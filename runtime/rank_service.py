@@ -155,7 +155,7 @@ class _Link:
             fingerprint=engine.model.fingerprint,
             num_blocks=engine.kv.num_blocks,
             block_tokens=engine.kv.block_tokens,
-            memory=ways.memory,
+            memory={t.value: memory for t, memory in ways.memory.items()},
             host=ways.host,
             transports=ways.transports,
             address=address,

@@ -17,8 +17,14 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
     prompt, sampling = command.prompt, command.sampling
     if not prompt:
         raise InvalidArgument("the prompt is empty; allowed: at least one token")
-    if max(prompt) >= model.vocab_size or min(prompt) < 0:
-        raise InvalidArgument(f"a prompt token is outside 0 to {model.vocab_size - 1}")
+    for name, tokens in (("a prompt token", prompt), ("an output token", command.output)):
+        if tokens and (max(tokens) >= model.vocab_size or min(tokens) < 0):
+            raise InvalidArgument(f"{name} is outside 0 to {model.vocab_size - 1}")
+    if len(command.output) >= max(1, command.max_tokens):
+        raise InvalidArgument(
+            f"{len(command.output)} output tokens were generated already; allowed: fewer than "
+            f"max_tokens ({command.max_tokens})"
+        )
     if command.max_tokens < 1 or len(prompt) + command.max_tokens > model.context_tokens:
         raise InvalidArgument(
             f"prompt and output have {len(prompt)} + {command.max_tokens} tokens; allowed: at "

@@ -92,6 +92,10 @@ class Rig:
         await self.router.remove_worker(worker_id)
         await self._end(worker_id)
 
+    async def kill(self, worker_id: str) -> None:
+        """The replica is gone; the router finds out by its stream."""
+        await self._end(worker_id)
+
     async def close(self) -> None:
         """End all replicas."""
         for worker_id in list(self.replicas):

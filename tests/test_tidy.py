@@ -19,14 +19,15 @@ from eastwest.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "eastwest", "engine", "kv_transfer", "kv_store", "runtime", "prefill_pool", "decode_pool",
-    "router", "planner", "deploy", "bench",
+    "router", "planner", "deploy", "bench", "sim",
 )  # fmt: skip
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 SETTINGS_MAX = 60
 # Modules that decide: told what happened and the time, they do no I/O and read no clock.
 DECIDING = (
-    "router/scheduler.py", "router/lifecycle.py", "router/placement.py", "router/admission.py",
+    "router/scheduler.py", "router/lifecycle.py", "router/attempt.py", "router/placement.py",
+    "router/admission.py", "router/fair_queue.py",
     "router/fleet.py", "router/requests.py", "router/edge.py", "prefill_pool/scheduler.py",
     "decode_pool/scheduler.py", "decode_pool/residency.py", "kv_transfer/plan.py",
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
@@ -34,6 +35,12 @@ DECIDING = (
     "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
     "engine/blocks.py", "engine/block_journal.py", "router/prefix_index.py", "router/kv_view.py",
     "router/policies.py",
+    "planner/fit.py",
+    "planner/advice.py", "planner/closed_loop.py", "planner/cost.py", "planner/layouts.py",
+    "planner/links.py", "planner/memory.py", "planner/model_shape.py", "planner/network.py",
+    "planner/pairing.py", "planner/planning.py", "planner/precision.py", "planner/queueing.py",
+    "planner/replicas.py", "planner/search.py", "planner/spares.py", "planner/split.py",
+    "planner/steps.py", "planner/work.py", "planner/workload.py",
     "eastwest/blocks.py", "eastwest/layout.py", "eastwest/stopping.py", "eastwest/timing.py",
 )  # fmt: skip
 NOT_FOR_DECIDING = {"asyncio", "grpc", "redis", "ray", "time", "threading", "socket"}

@@ -121,6 +121,7 @@ def check_timing(timing: Timing, *, ttft_ns: int, second_ns: int | None) -> None
             second.import_ns,
             second.decode_queue_ns,
             second.first_step_ns,
+            second.migration_ns,
         ]
         assert min(parts) >= 0, f"a part of the second token's gap is negative: {second}"
         assert sum(parts) == second_ns, f"the parts sum to {sum(parts)}, not {second_ns}"

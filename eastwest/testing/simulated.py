@@ -2,16 +2,20 @@
 
 It serves as the other side of a router in tests. Delays, refusals and failures are drawn from an
 injected random source, so a seed reproduces a run. A prompt's first token says how many tokens
-its output has; the output is 0, 1, 2, …, so that a lost or repeated token shows.
+its output has. Each token depends on all tokens before it and, where it is sampled, on seed and
+position (`token_after`), so that a lost, repeated or misplaced one shows in all that follow.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from xxhash import xxh3_64_intdigest
 
 from eastwest.blocks import blocks_for
 from eastwest.errors import ErrorCode, Phase
@@ -33,12 +37,13 @@ from eastwest.messages import (
     WorkerInfo,
 )
 from eastwest.testing.builders import a_load, a_ticket
-from eastwest.types import FinishReason, SampledToken
+from eastwest.types import FinishReason, SampledToken, SamplingParams
 
 STEP_NS = 10_000_000
 LOAD_NS = 500_000_000
 PREFILL_NS_MAX = 200_000_000
 LEASE_S = 5.0
+VOCAB = 49152
 
 
 class Agenda:
@@ -87,10 +92,10 @@ class Surroundings(Protocol):
 class Sequence:
     """What a worker holds for one reservation."""
 
-    prompt: tuple[int, ...]
-    max_tokens: int
+    command: Reserve
     blocks: int
-    tokens: int = 0
+    output: list[int] = field(default_factory=list)
+    steps: int = 0
     arrived_ns: int | None = None
 
 
@@ -99,6 +104,22 @@ def finish_of(prompt: tuple[int, ...], max_tokens: int, tokens: int) -> FinishRe
     if tokens >= prompt[0]:
         return FinishReason.STOP
     return FinishReason.LENGTH if tokens >= max_tokens else None
+
+
+def token_after(prompt: tuple[int, ...], output: list[int], sampling: SamplingParams) -> int:
+    """What the simulated model says next."""
+    seed = 0 if sampling.greedy else (sampling.seed or 0) * 1009 + len(output) + 1
+    return xxh3_64_intdigest(array("Q", (*prompt, *output)).tobytes(), seed) % VOCAB
+
+
+def simulated_output(
+    prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams
+) -> list[int]:
+    """What any correct serving of the prompt gives, if nothing cuts it short."""
+    output: list[int] = []
+    while finish_of(prompt, max_tokens, len(output)) is None:
+        output.append(token_after(prompt, output, sampling))
+    return output
 
 
 @dataclass(slots=True, eq=False)
@@ -132,15 +153,16 @@ class SimulatedWorker:
         self.reserved.clear()
         self.prefilling.clear()
 
-    def committed(self, transfer_id: str, finished: bool) -> bool:
-        """Whether the KV found its reservation; it decodes from there."""
+    def committed(self, transfer_id: str, token: SampledToken, finished: bool) -> bool:
+        """Whether the KV found its reservation; it decodes from there, behind `token`."""
         sequence = self.reserved.get(transfer_id)
         if sequence is None or not self.alive:
             return False
         if finished:
             del self.reserved[transfer_id]
         else:
-            sequence.tokens, sequence.arrived_ns = 1, self.agenda.now_ns
+            sequence.output = [*sequence.command.output, token.token]
+            sequence.arrived_ns = self.agenda.now_ns
             self._step_later()
         return True
 
@@ -181,7 +203,7 @@ class SimulatedWorker:
         if blocks > self._free_blocks or self._strikes(self.faults.refuse):
             self._fail(work_id, ErrorCode.OVERLOADED, Phase.RESERVATION)
             return
-        self.reserved[work_id] = Sequence(command.prompt, command.max_tokens, blocks)
+        self.reserved[work_id] = Sequence(command, blocks)
         self._later(self.rng.randrange(STEP_NS), lambda: self._answer_reserve(work_id))
 
     def _answer_reserve(self, work_id: str) -> None:
@@ -191,9 +213,8 @@ class SimulatedWorker:
         if self._strikes(self.faults.fail):
             self._fail(work_id, self._code(), Phase.RESERVATION)
             return
-        ticket = a_ticket(
-            self.info, transfer_id=work_id, tokens=len(sequence.prompt), lease_s=LEASE_S
-        )
+        tokens = len(sequence.command.given)
+        ticket = a_ticket(self.info, transfer_id=work_id, tokens=tokens, lease_s=LEASE_S)
         self.around.emit(self, Reserved(work_id, ticket, cached_tokens=0, loaded_tokens=0))
 
     def _prefill(self, command: Prefill, spent_ns: int) -> None:
@@ -203,26 +224,29 @@ class SimulatedWorker:
         if self._strikes(self.faults.fail):
             self._fail(work_id, self._code(), Phase.PREFILL)
             return
-        finish = finish_of(command.prompt, command.max_tokens, 1)
+        output = list(command.output)
+        token = SampledToken(token_after(command.prompt, output, command.sampling))
+        finish = finish_of(command.prompt, command.max_tokens, len(output) + 1)
         queue_ns = spent_ns // 3
         prefilled = Prefilled(
             request_id=work_id,
-            token=SampledToken(0),
+            token=token,
             finish=finish,
             queue_ns=queue_ns,
             prefill_ns=spent_ns - queue_ns,
-            computed_tokens=len(command.prompt),
+            computed_tokens=len(command.given),
             loaded_tokens=0,
         )
         self.around.emit(self, prefilled)
         finished = finish is not None
-        self._later(self.rng.randrange(STEP_NS), lambda: self._hand_over(command, finished))
+        delay = self.rng.randrange(STEP_NS)
+        self._later(delay, lambda: self._hand_over(command, token, finished))
 
-    def _hand_over(self, command: Prefill, finished: bool) -> None:
+    def _hand_over(self, command: Prefill, token: SampledToken, finished: bool) -> None:
         if command.request_id not in self.prefilling:
             return
         lost = self._strikes(self.faults.fail)
-        if lost or not self.around.commit(command.ticket, SampledToken(0), finished):
+        if lost or not self.around.commit(command.ticket, token, finished):
             self._fail(command.request_id, ErrorCode.TRANSFER_FAILED, Phase.TRANSFER)
         else:
             del self.prefilling[command.request_id]
@@ -249,14 +273,15 @@ class SimulatedWorker:
             self._step_later()
 
     def _advance(self, work_id: str, sequence: Sequence) -> SequenceOutput:
-        first = None
-        if sequence.tokens == 1:
+        command, first = sequence.command, None
+        if sequence.steps == 0:
             assert sequence.arrived_ns is not None
             waited = self.agenda.now_ns - sequence.arrived_ns
             first = FirstStep(waited // 4, waited // 4, waited // 2, 1_000, 4096)
-        token = SampledToken(sequence.tokens)
-        sequence.tokens += 1
-        finish = finish_of(sequence.prompt, sequence.max_tokens, sequence.tokens)
+        token = SampledToken(token_after(command.prompt, sequence.output, command.sampling))
+        sequence.output.append(token.token)
+        sequence.steps += 1
+        finish = finish_of(command.prompt, command.max_tokens, len(sequence.output))
         if finish is not None:
             del self.reserved[work_id]
         return SequenceOutput(work_id, (token,), finish, first)

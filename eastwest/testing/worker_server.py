@@ -300,7 +300,7 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
         ticket = a_ticket(
             self.info,
             transfer_id=f"transfer-{request.request_id}",
-            tokens=len(request.prompt),
+            tokens=len(request.given),
             lease_s=self._lease_s,
         )
         self._emit(work.router_id, Reserved(request.request_id, ticket, 0, 0))
@@ -308,15 +308,16 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
     async def _prefill(self, router_id: str, command: Prefill) -> None:
         await self.prefilling.passed()
         rule = StopRule.of(command.sampling, self.info.model.eos_ids, command.max_tokens)
-        token = self._sample(command.prompt, 0, command.sampling.logprobs)
-        finish = rule.finish(token.token, 1)
+        before = len(command.output)
+        token = self._sample(command.prompt, before, command.sampling.logprobs)
+        finish = rule.finish(token.token, before + 1)
         prefilled = Prefilled(
             request_id=command.request_id,
             token=token,
             finish=finish,
             queue_ns=SIMULATED_NS,
             prefill_ns=SIMULATED_NS,
-            computed_tokens=len(command.prompt),
+            computed_tokens=len(command.given),
             loaded_tokens=0,
         )
         self._emit(router_id, prefilled)
@@ -329,7 +330,7 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
         """The KV of a reservation has arrived, in simulation."""
         work = self._reserved.pop(request_id, None)
         if work is not None and not finished:
-            work.generated = 1
+            work.generated = len(work.reserve.output) + 1
             self._running[request_id] = work
             self._wake.set()
         self._changes.notify()
@@ -354,8 +355,8 @@ class WorkerServer(worker_pb2_grpc.WorkerServicer):
     def _advance(self, request_id: str, work: _Work) -> SequenceOutput:
         token = self._sample(work.reserve.prompt, work.generated, work.reserve.sampling.logprobs)
         first = None
-        if work.generated == 1:
-            size = len(work.reserve.prompt) * self.info.model.kv.bytes_per_token
+        if work.generated == len(work.reserve.output) + 1:
+            size = len(work.reserve.given) * self.info.model.kv.bytes_per_token
             first = FirstStep(SIMULATED_NS, SIMULATED_NS, SIMULATED_NS, SIMULATED_NS, size)
         work.generated += 1
         finish = work.rule.finish(token.token, work.generated)

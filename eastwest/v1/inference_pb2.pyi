@@ -69,7 +69,7 @@ class Session(_message.Message):
     def __init__(self, id: _Optional[str] = ..., must_exist: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "tokenized", "sampling_params", "stream", "model", "tenant", "session")
+    __slots__ = ("request_id", "text", "tokenized", "sampling_params", "stream", "model", "tenant", "session", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class GenerateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     tokenized: TokenizedInput
@@ -86,7 +87,8 @@ class GenerateRequest(_message.Message):
     model: str
     tenant: str
     session: Session
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokenized: _Optional[_Union[TokenizedInput, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    priority: int
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokenized: _Optional[_Union[TokenizedInput, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -97,7 +99,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("request_id", "messages", "sampling_params", "stream", "model", "tenant", "session")
+    __slots__ = ("request_id", "messages", "sampling_params", "stream", "model", "tenant", "session", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +107,7 @@ class ChatRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     sampling_params: SamplingParams
@@ -112,7 +115,8 @@ class ChatRequest(_message.Message):
     model: str
     tenant: str
     session: Session
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    priority: int
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("chunk", "complete")
@@ -181,21 +185,25 @@ class GenerateComplete(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., output_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[RequestTiming, _Mapping]] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., transfer_bytes: _Optional[int] = ..., transfer_ns: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "loaded_tokens", "computed_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "loaded_tokens", "computed_tokens", "migrations", "recomputed_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOADED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     loaded_tokens: int
     computed_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
+    migrations: int
+    recomputed_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., migrations: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestTiming(_message.Message):
-    __slots__ = ("ttft_ns", "admission_ns", "queue_ns", "reservation_ns", "prefill_ns", "delivery_ns", "second_token_ns", "exposed_transfer_ns", "import_ns", "decode_queue_ns", "first_step_ns", "e2e_ns")
+    __slots__ = ("ttft_ns", "admission_ns", "queue_ns", "reservation_ns", "prefill_ns", "delivery_ns", "second_token_ns", "exposed_transfer_ns", "import_ns", "decode_queue_ns", "first_step_ns", "e2e_ns", "migration_ns")
     TTFT_NS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_NS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +216,7 @@ class RequestTiming(_message.Message):
     DECODE_QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_NS_FIELD_NUMBER: _ClassVar[int]
     E2E_NS_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_NS_FIELD_NUMBER: _ClassVar[int]
     ttft_ns: int
     admission_ns: int
     queue_ns: int
@@ -220,7 +229,8 @@ class RequestTiming(_message.Message):
     decode_queue_ns: int
     first_step_ns: int
     e2e_ns: int
-    def __init__(self, ttft_ns: _Optional[int] = ..., admission_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., reservation_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., delivery_ns: _Optional[int] = ..., second_token_ns: _Optional[int] = ..., exposed_transfer_ns: _Optional[int] = ..., import_ns: _Optional[int] = ..., decode_queue_ns: _Optional[int] = ..., first_step_ns: _Optional[int] = ..., e2e_ns: _Optional[int] = ...) -> None: ...
+    migration_ns: int
+    def __init__(self, ttft_ns: _Optional[int] = ..., admission_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., reservation_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., delivery_ns: _Optional[int] = ..., second_token_ns: _Optional[int] = ..., exposed_transfer_ns: _Optional[int] = ..., import_ns: _Optional[int] = ..., decode_queue_ns: _Optional[int] = ..., first_step_ns: _Optional[int] = ..., e2e_ns: _Optional[int] = ..., migration_ns: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_id", "tenant")
@@ -285,20 +295,22 @@ class GetLoadsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadsResponse(_message.Message):
-    __slots__ = ("waiting", "active", "workers", "completed", "failed", "kv_index")
+    __slots__ = ("waiting", "active", "workers", "completed", "failed", "migrations", "kv_index")
     WAITING_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
     KV_INDEX_FIELD_NUMBER: _ClassVar[int]
     waiting: int
     active: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     completed: int
     failed: int
+    migrations: int
     kv_index: KvIndexStatus
-    def __init__(self, waiting: _Optional[int] = ..., active: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., kv_index: _Optional[_Union[KvIndexStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, waiting: _Optional[int] = ..., active: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., migrations: _Optional[int] = ..., kv_index: _Optional[_Union[KvIndexStatus, _Mapping]] = ...) -> None: ...
 
 class KvIndexStatus(_message.Message):
     __slots__ = ("blocks", "resyncs", "prefill", "decode")

@@ -195,6 +195,13 @@ class RankEvent(_message.Message):
 
 class Joined(_message.Message):
     __slots__ = ("fingerprint", "num_blocks", "block_tokens", "memory", "host", "transports", "address")
+    class MemoryEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -205,11 +212,11 @@ class Joined(_message.Message):
     fingerprint: str
     num_blocks: int
     block_tokens: int
-    memory: str
+    memory: _containers.ScalarMap[str, str]
     host: str
     transports: _containers.RepeatedScalarFieldContainer[str]
     address: str
-    def __init__(self, fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., memory: _Optional[str] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ...) -> None: ...
+    def __init__(self, fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., memory: _Optional[_Mapping[str, str]] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class TransferProgress(_message.Message):
     __slots__ = ("transfer_id",)

@@ -46,7 +46,7 @@ class Command(_message.Message):
     def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
-    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source")
+    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Reserve(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     session_id: str
@@ -63,7 +64,8 @@ class Reserve(_message.Message):
     max_tokens: int
     timeout_s: float
     source: KvSource
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ...) -> None: ...
+    output: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class KvSource(_message.Message):
     __slots__ = ("worker_id", "epoch", "fingerprint", "layout", "kv", "block_tokens", "host", "transports", "protocol_version")
@@ -88,7 +90,7 @@ class KvSource(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., block_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class Prefill(_message.Message):
-    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s")
+    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s", "output")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,7 @@ class Prefill(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -103,7 +106,8 @@ class Prefill(_message.Message):
     max_tokens: int
     ticket: Ticket
     timeout_s: float
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    output: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AbortWork(_message.Message):
     __slots__ = ("request_id",)

@@ -39,6 +39,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     max_tokens=command.max_tokens,
                     source=source_to_wire(command.source),
                     timeout_s=command.timeout_s,
+                    output=command.output,
                 )
             )
         case m.Prefill():
@@ -51,6 +52,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     max_tokens=command.max_tokens,
                     ticket=ticket_to_wire(command.ticket),
                     timeout_s=command.timeout_s,
+                    output=command.output,
                 )
             )
         case m.Abort():
@@ -74,6 +76,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 reserve.max_tokens,
                 source_from_wire(reserve.source),
                 reserve.timeout_s,
+                tuple(reserve.output),
             )
         case "prefill":
             prefill = wire.prefill
@@ -85,6 +88,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 prefill.max_tokens,
                 ticket_from_wire(prefill.ticket),
                 prefill.timeout_s,
+                tuple(prefill.output),
             )
         case "abort":
             return m.Abort(wire.abort.request_id)

@@ -95,6 +95,8 @@ def usage_to_wire(usage: Usage) -> inference.Usage:
         cached_tokens=usage.cached_tokens,
         loaded_tokens=usage.loaded_tokens,
         computed_tokens=usage.computed_tokens,
+        migrations=usage.migrations,
+        recomputed_tokens=usage.recomputed_tokens,
     )
 
 
@@ -115,4 +117,5 @@ def timing_to_wire(timing: Timing) -> inference.RequestTiming:
         wire.import_ns = timing.second.import_ns
         wire.decode_queue_ns = timing.second.decode_queue_ns
         wire.first_step_ns = timing.second.first_step_ns
+        wire.migration_ns = timing.second.migration_ns
     return wire

@@ -28,7 +28,7 @@ def eastwest(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = eastwest("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("serve", "demo", "generate", "chat", "status", "models", "config"):
+    for command in ("serve", "demo", "generate", "chat", "status", "models", "config", "calibrate"):
         assert command in done.stdout
 
 
@@ -41,6 +41,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["config", "show", "--config", "absent.yaml"], "cannot read configuration file"),
         (["serve", "--set", "decode.replicas=0"], "both at least 1, or both 0"),
         (["serve", "--set", "model.source=/no/such/model"], "/no/such/model"),
+        (["calibrate", "--output", "no/such/folder/x.yaml"], "no/such/folder is no directory"),
         (["status", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
         (["generate", "--address", "127.0.0.1:1", "Hello"], "127.0.0.1:1"),
     ],

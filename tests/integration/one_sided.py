@@ -6,6 +6,7 @@ The tests stop, continue and kill it. Nothing here waits for a time.
 from __future__ import annotations
 
 import asyncio
+import enum
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from eastwest.clock import SystemClock
 from eastwest.errors import EastWestError, ErrorCode
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import RankEndpoint, Ticket, Transport
-from eastwest.paged_kv import PagedKV
+from eastwest.paged_kv import Blocks, PagedKV
 from eastwest.ports import Buffer
 from eastwest.testing.kv_memory import ArrayKVMemory
 from kv_transfer.digest import digest
@@ -70,6 +71,8 @@ def a_source() -> ArrayKVMemory:
 class StopsHalfway:
     """An `Outgoing` whose process stops itself between the two halves of a copy."""
 
+    converts = False
+
     def __init__(self, source: ArrayKVMemory, ticket: Ticket) -> None:
         self._whole = PushedKV(source, OURS, ticket)
 
@@ -79,7 +82,7 @@ class StopsHalfway:
     def parts(self, region: Region) -> Sequence[Buffer]:
         raise AssertionError("shared memory is written, not read")
 
-    def copy_to(self, pool: PagedKV, blocks: tuple[int, ...], region: Region, seed: int) -> int:
+    def copy_to(self, pool: PagedKV, blocks: Blocks, region: Region, seed: int) -> int:
         middle = len(region.layers) // 2
         for layers in (region.layers[:middle], region.layers[middle:]):
             self._whole.copy_to(pool, blocks, replace(region, layers=layers), seed)
@@ -88,8 +91,17 @@ class StopsHalfway:
         return seed
 
 
+class Todo(enum.Enum):
+    """What the sending process does with the transfer of a ticket."""
+
+    PACK = enum.auto()
+    PACK_AND_STOP = enum.auto()
+    SETTLE = enum.auto()
+    CLOSE = enum.auto()
+
+
 def _send(connection: Connection) -> None:
-    """The sending process: packs once for each ticket that comes, and says how it ended."""
+    """The sending process: does one thing for each ticket that comes, and says how it ended."""
     asyncio.run(_serve(connection))
 
 
@@ -98,8 +110,9 @@ async def _serve(connection: Connection) -> None:
     deliveries: dict[str, Delivery] = {}
     source = a_source()
     while True:
-        ticket, stopping, closing = connection.recv()
-        outgoing = StopsHalfway(source, ticket) if stopping else PushedKV(source, OURS, ticket)
+        ticket, todo = connection.recv()
+        stops = todo is Todo.PACK_AND_STOP
+        outgoing = StopsHalfway(source, ticket) if stops else PushedKV(source, OURS, ticket)
         try:
             if ticket.transport not in providers:
                 shared = ticket.transport is Transport.SHARED_MEMORY
@@ -109,8 +122,10 @@ async def _serve(connection: Connection) -> None:
                 deliveries[ticket.transfer_id] = provider.deliver(ticket, ticket.endpoints[0])
             delivery = deliveries[ticket.transfer_id]
             answer: bytes | ErrorCode = b""
-            if closing:
+            if todo is Todo.CLOSE:
                 await delivery.close()
+            elif todo is Todo.SETTLE:
+                delivery.settle()
             else:
                 header = Header(ticket.transfer_id, ticket.epoch, 0, REGION)
                 answer = b"".join(await delivery.pack(header, outgoing))
@@ -128,11 +143,16 @@ class Child:
 
     def send(self, ticket: Ticket, *, stopping: bool = False) -> None:
         """Have it pack the whole transfer."""
-        self.connection.send((ticket, stopping, False))
+        self.connection.send((ticket, Todo.PACK_AND_STOP if stopping else Todo.PACK))
 
     def close(self, ticket: Ticket) -> None:
         """Have it close its delivery."""
-        self.connection.send((ticket, False, True))
+        self.connection.send((ticket, Todo.CLOSE))
+        assert self.answer() == b""
+
+    def settle(self, ticket: Ticket) -> None:
+        """Have it settle its delivery."""
+        self.connection.send((ticket, Todo.SETTLE))
         assert self.answer() == b""
 
     def answer(self) -> bytes | ErrorCode:

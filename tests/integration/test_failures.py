@@ -252,10 +252,11 @@ async def test_a_prefill_worker_that_dies_is_replaced_by_another(tiny_model_dir:
         assert completion.prefill_worker == f"prefill-{1 - hit}"
 
 
-async def test_a_decode_worker_that_dies_in_mid_decode_ends_its_streams_typed(
+async def test_the_last_attempt_that_is_lost_in_mid_decode_ends_its_stream_typed(
     tiny_model_dir: Path,
 ) -> None:
-    async with a_rig(tiny_model_dir, decode=1) as rig:
+    config = a_config(router={"attempts_max": 1})
+    async with a_rig(tiny_model_dir, decode=1, config=config) as rig:
         generation = rig.client.generate(a_prompt(20), max_tokens=900, ignore_eos=True)
         await read_one(generation)
         await rig.stop("decode-0")

@@ -141,18 +141,45 @@ async def test_a_worker_whose_stream_breaks_before_the_first_token_is_tried_agai
         assert (await running).text == "hello"
 
 
-async def test_a_decode_worker_that_dies_while_decoding_is_a_retriable_error() -> None:
-    async with a_deployment() as d:
+async def test_a_decode_worker_that_dies_while_decoding_uses_an_attempt_up() -> None:
+    async with a_deployment(config=a_config(router={"attempts_max": 1})) as d:
         d.decode.stepping.hold()
         generation = d.client.generate("hi")
         await anext(generation)
         d.decode.stepping.allow(1)
         await anext(generation)
         await d.decode.stop()
-        with pytest.raises(Unavailable, match="d0") as caught:
+        with pytest.raises(Unavailable, match=r"d0.*attempts made: 1") as caught:
             await generation
         assert caught.value.phase is Phase.DECODE
         assert caught.value.status.retriable
+
+
+async def test_a_worker_that_hangs_in_mid_stream_is_told_to_drop_it_when_it_wakes() -> None:
+    router = {"heartbeat_s": 0.05, "worker_timeout_s": 1.0, "attempts_max": 20}
+    async with a_deployment(config=a_config(router=router)) as d:
+        undisturbed = await d.client.generate("hi", max_tokens=30)
+        other = await d.workers.start("d1", Role.DECODE)
+        d.router.add_worker("d1", other.address)
+        await until_worker(d, "d1", Liveness.UP)
+        d.decode.stepping.hold()
+        d.decode.stepping.allow(5)
+        generation = d.client.generate("hi", max_tokens=30)
+        await anext(generation)
+        d.decode.silent = True
+        completion = await generation
+        assert completion.token_ids == undisturbed.token_ids
+        assert completion.decode_worker == "d1"
+        assert completion.usage.migrations > 0
+        assert d.decode.holding
+        # It wakes with the steps that it owes.
+        d.decode.silent = False
+        d.decode.stepping.open()
+        [reserve, *_] = await d.decode.received(Reserve, 2)
+        [abort, *_] = await d.decode.received(Abort)
+        assert abort.request_id != reserve.request_id
+        await d.decode.freed()
+        assert (await d.client.generate("hi", max_tokens=30)).token_ids == undisturbed.token_ids
 
 
 async def test_a_failure_that_a_worker_reports_reaches_the_client_typed() -> None:
@@ -220,20 +247,20 @@ async def test_a_worker_that_cannot_serve_here_is_never_up(lie: dict[str, object
         assert seen.liveness is Liveness.CONNECTING
 
 
-async def test_a_removed_worker_is_forgotten_and_what_it_served_is_lost() -> None:
+async def test_a_removed_worker_is_forgotten_and_what_it_served_is_moved() -> None:
     async with a_deployment() as d:
         d.decode.stepping.hold()
         generation = d.client.generate("hi")
         await anext(generation)
         await d.router.remove_worker("d0")
-        with pytest.raises(Unavailable):
-            await generation
         assert [w.worker_id for w in (await d.client.server_info()).workers] == ["p0"]
         await d.router.remove_worker("d0")
+        d.decode.stepping.open()
         d.router.add_worker("d0", d.decode.address)
         with pytest.raises(InvalidArgument, match="known already"):
             d.router.add_worker("d0", d.decode.address)
         await d.router.wait_ready()
+        assert (await generation).usage.migrations == 1
 
 
 async def test_a_silent_worker_is_down_until_it_speaks() -> None:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not host_identity(), reason="this host shares no
 def pool() -> Iterator[SharedPool]:
     pool = SharedPool(pool_bytes(SPEC, SHARD, NUM_BLOCKS, BLOCK_TOKENS))
     yield pool
-    pool.close()
+    pool.shut()
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ async def test_memory_is_unmapped_when_the_process_that_shared_it_ends() -> None
     assert mapped("eastwest") == before
     with pytest.raises(TransferFailed):
         provider.deliver(ticket, ticket.endpoints[0])
-    pool.close()
+    pool.shut()
 
 
 def _hold(connection: Connection) -> None:

@@ -137,6 +137,8 @@ async def test_a_reservation_that_can_never_fit_is_refused(tiny_model_dir: Path)
         {"prompt": ()},
         {"prompt": (1, 512)},
         {"max_tokens": 0},
+        {"output": (1, 512)},
+        {"output": tuple(range(1, 9)), "max_tokens": 8},
         {"max_tokens": 4090},
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
@@ -160,7 +162,7 @@ async def test_work_that_no_engine_could_run_is_refused(
         async with a_raw_router(rig, "prefill-0") as router:
             await router.hello()
             prefill = Prefill("x", "", reserve.prompt, reserve.sampling, reserve.max_tokens,
-                              ticket, reserve.timeout_s)  # fmt: skip
+                              ticket, reserve.timeout_s, reserve.output)  # fmt: skip
             await router.send([prefill])
             assert (await router.until(Failed)).code is ErrorCode.INVALID_ARGUMENT
 
@@ -224,7 +226,8 @@ async def test_a_router_that_connects_anew_takes_its_place_over(tiny_model_dir: 
 
 
 async def test_a_step_that_fails_ends_its_requests_and_no_others(tiny_model_dir: Path) -> None:
-    async with a_rig(tiny_model_dir) as rig:
+    config = a_config(router={"attempts_max": 1})
+    async with a_rig(tiny_model_dir, config=config) as rig:
         rig.engine("prefill-0").fail_next = RuntimeError("out of memory")
         with pytest.raises(InternalError, match="out of memory"):
             await rig.client.generate(a_prompt(20), temperature=0.0, max_tokens=4)

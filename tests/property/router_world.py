@@ -24,8 +24,8 @@ from eastwest.errors import (
 from eastwest.messages import Event, Failed, Liveness, Stepped, Ticket, WorkerInfo
 from eastwest.testing.builders import a_worker
 from eastwest.testing.checkers import ExactlyOnce, Reservations, check_timing
-from eastwest.testing.simulated import Agenda, Faults, SimulatedWorker
-from eastwest.types import Role, SampledToken
+from eastwest.testing.simulated import Agenda, Faults, SimulatedWorker, simulated_output
+from eastwest.types import Role, SampledToken, SamplingParams
 from router.requests import Action, Deliver, End, Outcome, Request, Send
 from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request
@@ -42,6 +42,7 @@ class Swarm:
     roles: tuple[Role, ...]
     num_blocks: int = 64
     requests: int = 30
+    output_max: int = 20
     faults: Faults = field(default_factory=Faults)
     crash_rate: float = 0.0
     hang_rate: float = 0.0
@@ -68,10 +69,12 @@ class Connection:
 
 @dataclass(slots=True)
 class Client:
-    """What one client sees and wants."""
+    """What one client sees and wants. oracle: its output where nothing goes wrong."""
 
     request: Request
     stop_at: int | None
+    oracle: list[int]
+    wants_all: bool = True
     token_times_ns: list[int] = field(default_factory=list)
 
 
@@ -84,7 +87,7 @@ class World:
         self.faults = swarm.faults
         self.agenda = Agenda()
         self.scheduler = Scheduler(swarm.config)
-        self.exactly_once = ExactlyOnce(lambda _, position: position)
+        self.exactly_once = ExactlyOnce(lambda name, at: self.clients[name].oracle[at])
         self.reservations = Reservations()
         self.connections: dict[str, Connection] = {}
         self.clients: dict[str, Client] = {}
@@ -158,8 +161,12 @@ class World:
             self.exactly_once.failed(request.request_id)
             return
         self.exactly_once.completed(request.request_id, [t.token for t in result.tokens])
-        assert result.usage.completion_tokens == len(result.tokens)
-        assert result.usage.computed_tokens == len(request.prompt)
+        usage = result.usage
+        assert usage.completion_tokens == len(result.tokens)
+        assert usage.computed_tokens == len(request.prompt)
+        assert len(result.tokens) == len(client.oracle) or not client.wants_all
+        assert bool(usage.recomputed_tokens) <= bool(usage.migrations)
+        assert usage.migrations < self.swarm.config.attempts_max
         times = client.token_times_ns
         delivered = times[0] + self.rng.randrange(1000)
         timing = result.marks.timing(delivered)
@@ -185,10 +192,11 @@ class World:
         request = a_request(
             f"r{rng.randrange(self.swarm.requests)}",
             tokens=rng.randrange(1, 300),
-            max_tokens=(max_tokens := rng.randrange(1, 20)),
+            max_tokens=(max_tokens := rng.randrange(1, self.swarm.output_max)),
             output_tokens=rng.randrange(1, max_tokens + 3),
             accepted_ns=now - rng.randrange(1000),
             timeout_s=rng.uniform(0.01, 2.0) if self._strikes(self.swarm.hurry) else 600.0,
+            sampling=SamplingParams(rng.choice((0.0, 0.8)), seed=rng.getrandbits(63)),
         )
         running = self.scheduler.is_running(request.request_id)
         loads = self.scheduler.loads()
@@ -196,8 +204,9 @@ class World:
         def submit() -> list[Action]:
             actions = self.scheduler.submit(request, now)
             stops = self._strikes(self.swarm.stop)
+            oracle = simulated_output(request.prompt, request.max_tokens, request.sampling)
             self.clients[request.request_id] = Client(
-                request, rng.randrange(1, 9) if stops else None
+                request, rng.randrange(1, 9) if stops else None, oracle, wants_all=not stops
             )
             self.exactly_once.accepted(request.request_id)
             return actions
@@ -275,7 +284,7 @@ class World:
     def commit(self, ticket: Ticket, token: SampledToken, finished: bool) -> bool:
         connection = self.connections[ticket.worker_id]
         worker, work_id = connection.worker, ticket.transfer_id
-        if worker.info.epoch != ticket.epoch or not worker.committed(work_id, finished):
+        if worker.info.epoch != ticket.epoch or not worker.committed(work_id, token, finished):
             return False
         for info in (c.worker.info for c in self.connections.values()):
             if finished or info.worker_id != ticket.worker_id:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from eastwest.blocks import blocks_for
 from eastwest.layout import KVSpec, ParallelLayout, Shard, shard_of
 from eastwest.messages import Ticket, Transport
+from eastwest.paged_kv import Blocks
 from eastwest.ports import Buffer
 from eastwest.testing.kv_memory import ArrayKVMemory
 from kv_transfer import digest
@@ -47,7 +48,7 @@ class CountingMemory(ArrayKVMemory):
 
     def write(
         self,
-        blocks: Sequence[int],
+        blocks: Blocks,
         layers: range,
         heads: range,
         payload: Buffer,

@@ -1,17 +1,21 @@
 """The router's promises in random worlds.
 
-1. Each request ends exactly once; its tokens come exactly once and in order.
+1. Each request ends exactly once; its tokens come exactly once and in order, and are those of an
+   undisturbed run, greedy or sampled.
 2. No command goes to a dead incarnation, and no reservation is forgotten.
 3. The parts of every timing sum exactly, and none is negative.
 4. Queue and active requests stay within their bounds; load estimates equal their sums.
 5. Once faults stop and workers are up, everything ends.
+6. No death of a worker ends a request that has attempts left.
 """
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eastwest.config import RouterConfig
 from eastwest.errors import ErrorCode, Unavailable
 from eastwest.testing.simulated import Faults
 from eastwest.types import Role
@@ -51,7 +55,10 @@ def test_refusals_delay_requests_and_end_none(
     roles=FLEETS,
     blocks=st.sampled_from([24, 64]),
     faults=st.builds(
-        Faults, refuse=CHANCES, fail=st.sampled_from([0.0, 0.02, 0.2]), codes=st.just(RETRIABLE)
+        Faults,
+        refuse=CHANCES,
+        fail=st.sampled_from([0.0, 0.02, 0.2]),
+        codes=st.sampled_from([RETRIABLE, (*RETRIABLE, ErrorCode.INTERNAL)]),
     ),
     rates=st.tuples(RATES, RATES, RATES),
     chances=st.tuples(CHANCES, CHANCES, CHANCES),
@@ -80,7 +87,40 @@ def test_promises_hold_whatever_happens(
     world = World(seed, swarm)
     world.run()
     allowed = {ErrorCode.UNAVAILABLE, ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED}
+    allowed |= {*faults.codes} & {ErrorCode.INTERNAL}
     assert all(isinstance(r, Outcome) or r.code in allowed for r in world.results)
+
+
+def a_deadly_world(seed: int, roles: tuple[Role, ...], rates: tuple[float, float, float]) -> World:
+    """Long outputs, and as many attempts as it takes."""
+    crash, hang, cut = rates
+    config = RouterConfig(
+        queue_max=64, active_max=8, attempts_max=1000, heartbeat_s=1.0, worker_timeout_s=3.0
+    )
+    return World(
+        seed,
+        Swarm(roles, output_max=300, crash_rate=crash, hang_rate=hang, cut_rate=cut, config=config),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, roles=FLEETS, rates=st.tuples(RATES, RATES, RATES))
+def test_a_request_outlives_its_workers_whenever_they_die(
+    seed: int, roles: tuple[Role, ...], rates: tuple[float, float, float]
+) -> None:
+    world = a_deadly_world(seed, roles, rates)
+    world.run()
+    assert all(isinstance(result, Outcome) for result in world.results)
+
+
+@pytest.mark.parametrize("rates", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_such_worlds_do_move_requests_more_than_once(rates: tuple[float, float, float]) -> None:
+    moves = []
+    for seed in range(8):
+        world = a_deadly_world(seed, (P, P, D, D), rates)
+        world.run()
+        moves += [r.usage.migrations for r in world.results if isinstance(r, Outcome)]
+    assert max(moves) > 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -85,8 +85,8 @@ TICKET = st.builds(
 )  # fmt: skip
 SOURCE = st.builds(KvSource, TEXT, NS, TEXT, LAYOUT, KV, SIZE, TEXT, TRANSPORTS, COUNT)
 COMMANDS = st.one_of(
-    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, SOURCE, FLOAT),
-    st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT),
+    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, SOURCE, FLOAT, IDS),
+    st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT, IDS),
     st.builds(Abort, TEXT),
     st.just(Heartbeat()),
     st.just(ResyncKv()),

@@ -52,14 +52,17 @@ def test_a_message_has_role_and_content_only(message: dict[str, str]) -> None:
 
 def test_must_exist_without_a_session_is_an_invalid_argument() -> None:
     with pytest.raises(InvalidArgument, match="must_exist"):
-        calls.address_request(
-            inference.GenerateRequest(), None, True, request_id="", model="", tenant=""
-        )
+        calls.Addressing("", None, True, "", "", 0).fill(inference.GenerateRequest())
+
+
+def test_a_priority_that_is_no_number_is_an_invalid_argument() -> None:
+    with pytest.raises(InvalidArgument, match="priority"):
+        calls.Addressing("", None, False, "", "", 1 << 40).fill(inference.GenerateRequest())
 
 
 def test_a_completion_comes_back_whole() -> None:
-    timing = Timing(TtftParts(1, 2, 3, 4, 5), SecondTokenParts(6, 7, 8, 9), 100)
-    usage = Usage(10, 2, 4, 3, 6)
+    timing = Timing(TtftParts(1, 2, 3, 4, 5), SecondTokenParts(6, 7, 8, 9, 10), 100)
+    usage = Usage(10, 2, 4, 3, 6, 1, 12)
     tokens = (SampledToken(7, -0.5, (TopLogprob(8, -0.25),)), SampledToken(9, -1.0))
     wire = inference.GenerateComplete(
         request_id="r",

@@ -30,7 +30,7 @@ class ManualFence:
 
 def a_rank(fence: ManualFence) -> FencedReceiver:
     receiver = Receiver(a_memory(), RecordingEvents(), rank=0, epoch=EPOCH)
-    return FencedReceiver(receiver, fence)
+    return FencedReceiver(receiver, dict.fromkeys(Transport, fence))
 
 
 async def test_kv_that_comes_by_frames_needs_no_fence() -> None:
@@ -40,6 +40,32 @@ async def test_kv_that_comes_by_frames_needs_no_fence() -> None:
     assert await rank.missing("t1") == [Receiving.region]
     await rank.close("t1", ErrorCode.NOT_FOUND)
     assert (fence.opened, fence.asked) == ([], [])
+
+
+async def test_where_nothing_is_to_come_nobody_is_waited_for() -> None:
+    fence = ManualFence(writing={"t1"})
+    rank = a_rank(fence)
+    rank.open(an_opening(first_block=3, transport=Transport.NIXL))
+    await rank.close("t1", None)
+    assert (fence.opened, fence.asked) == ([], [])
+
+
+async def test_each_transport_has_a_fence_of_its_own() -> None:
+    shared, nixl = ManualFence(writing={"t1"}), ManualFence(writing={"t2"})
+    receiver = Receiver(a_memory(), RecordingEvents(), rank=0, epoch=EPOCH)
+    rank = FencedReceiver(receiver, {Transport.SHARED_MEMORY: shared, Transport.NIXL: nixl})
+    rank.open(an_opening("t1", transport=Transport.SHARED_MEMORY))
+    rank.open(an_opening("t2", transport=Transport.NIXL))
+    assert (shared.opened, nixl.opened) == (["t1"], ["t2"])
+    closings = [rank.close(transfer_id, None) for transfer_id in ("t1", "t2")]
+    shared.writing.clear()
+    rank.tick()
+    assert [closing.done.is_set() for closing in closings] == [True, False]
+    assert rank.waiting.is_set()
+    nixl.writing.clear()
+    rank.tick()
+    await closings[1]
+    assert not rank.waiting.is_set()
 
 
 async def test_closing_waits_for_a_writer() -> None:
@@ -52,10 +78,12 @@ async def test_closing_waits_for_a_writer() -> None:
     waiting[0].cancel()
     rank.tick()
     assert not closing.done.is_set()
+    assert rank.waiting.is_set()
     fence.writing.clear()
     rank.tick()
     await closing
     await waiting[1]
+    assert not rank.waiting.is_set()
     await rank.close("t1", None)
     assert len(fence.asked) == 3
     rank.tick()

@@ -49,10 +49,11 @@ class ManualClock:
 
 
 class ManualClosing:
-    """Awaitable once `done` is set; raises `error`."""
+    """Awaitable while `done` is set, as it is at first; raises `error`."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.done = asyncio.Event()
+        self.done.set()
         self.error = error
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -316,6 +317,8 @@ async def test_an_abort_after_the_commit_changes_nothing() -> None:
 
 async def test_closing_is_there_once_every_rank_has_closed() -> None:
     rig = Rig()
+    for rank in rig.ranks:
+        rank.closing.done.clear()
     await rig.transfers.abort(TRANSFER, EPOCH, "no more")
     first, last = (asyncio.create_task(wait(rig.transfers, TRANSFER)) for _ in range(2))
     rig.ranks[2].closing.done.set()
@@ -336,11 +339,70 @@ async def test_a_rank_that_cannot_close_is_a_typed_error(
     failure: Exception, error: type[EastWestError]
 ) -> None:
     rig = Rig()
-    for rank in rig.ranks:
-        rank.closing.done.set()
     rig.ranks[3].closing.error = failure
     with pytest.raises(error):
         await rig.transfers.close(TRANSFER)
+
+
+async def a_sealed_transfer(rig: Rig) -> asyncio.Task[list[Missing]]:
+    """Its commit, which waits for a writer on rank 3."""
+    rig.ranks[3].closing.done.clear()
+    rig.arrive(2, 3)
+    committing = asyncio.create_task(rig.commit())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return committing
+
+
+async def test_nothing_is_committed_while_somebody_may_be_writing() -> None:
+    rig = Rig()
+    committing = await a_sealed_transfer(rig)
+    assert [rank.closed for rank in rig.ranks[2:]] == [[(TRANSFER, None)]] * 2
+    assert rig.owner.committed == []
+    again = asyncio.create_task(rig.commit())
+    await asyncio.sleep(0)
+    rig.clock.now = 7
+    rig.ranks[3].closing.done.set()
+    assert list(await asyncio.gather(committing, again)) == [[], []]
+    assert rig.owner.committed == [(TRANSFER, TOKEN, False, TransferStats(200, 4, 30, import_ns=7))]
+    assert len(rig.ranks[3].closed) == 1
+
+
+async def test_a_commit_that_is_cancelled_while_it_waits_can_be_repeated() -> None:
+    rig = Rig()
+    committing = await a_sealed_transfer(rig)
+    committing.cancel()
+    await asyncio.wait([committing])
+    rig.ranks[3].closing.done.set()
+    assert rig.owner.committed == []
+    assert await rig.commit() == []
+    assert len(rig.owner.committed) == 1
+
+
+@pytest.mark.parametrize("aborts", [True, False])
+async def test_what_ends_a_sealed_transfer_ends_its_commit(aborts: bool) -> None:
+    rig = Rig()
+    committing = await a_sealed_transfer(rig)
+    if aborts:
+        await rig.transfers.abort(TRANSFER, EPOCH, "no more")
+    else:
+        rig.transfers.close(TRANSFER)
+    rig.ranks[3].closing.done.set()
+    with pytest.raises(NotFound):
+        await committing
+    assert (len(rig.owner.committed), len(rig.owner.aborted)) == (0, int(aborts))
+    await rig.transfers.close(TRANSFER)
+    assert len(rig.ranks[3].closed) == 1
+
+
+async def test_a_lease_that_runs_out_while_a_commit_waits_ends_it() -> None:
+    rig = Rig()
+    committing = await a_sealed_transfer(rig)
+    rig.clock.now = LEASE_NS
+    rig.ranks[3].closing.done.set()
+    with pytest.raises(LeaseExpired):
+        await committing
+    assert rig.owner.committed == []
 
 
 async def wait(transfers: Transfers, transfer_id: str) -> None:

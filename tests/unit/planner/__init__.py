@@ -1,0 +1,1 @@
+"""The planner: counts, rooflines and the worked numbers that they reproduce."""

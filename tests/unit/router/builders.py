@@ -32,8 +32,9 @@ def a_request(
     output_tokens: int | None = None,
     accepted_ns: int = 0,
     timeout_s: float = 600.0,
+    sampling: SamplingParams | None = None,
 ) -> Request:
-    """A greedy request with a prompt of `tokens` tokens.
+    """A request with a prompt of `tokens` tokens, greedy by default.
 
     output_tokens: after how many a simulated worker ends it, if not max_tokens.
     """
@@ -43,7 +44,7 @@ def a_request(
         salt="",
         session_id="",
         prompt=(first, *range(1, tokens)),
-        sampling=SamplingParams(temperature=0.0, seed=0),
+        sampling=sampling or SamplingParams(temperature=0.0, seed=0),
         max_tokens=max_tokens,
         accepted_ns=accepted_ns,
         deadline_ns=accepted_ns + ns(timeout_s),

@@ -53,6 +53,7 @@ def test_all_fields_arrive() -> None:
             model="tiny",
             tenant="t",
             session=inference.Session(id="s", must_exist=True),
+            priority=3,
         )
     )
     assert ask == Ask(
@@ -63,6 +64,7 @@ def test_all_fields_arrive() -> None:
         stream=False,
         prompt=(5, 99),
         messages=(),
+        priority=3,
     )
 
 
@@ -94,6 +96,7 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_it_is() -> None:
         (Generate(text="hi", request_id="a\nb"), "printable"),
         (Generate(text="hi", tenant="x" * 129), "tenant has 129 bytes"),
         (Generate(text="hi", tenant="\x00"), "printable"),
+        (Generate(text="hi", priority=11), "priority is 11; allowed: -10 to 10"),
         (Generate(text="hi", session=inference.Session()), r"session\.id is empty"),
         (Generate(text="hi", session=inference.Session(id="x" * 257)), r"session\.id has 257"),
         (Generate(text="hi", session=inference.Session(id="\t")), "printable"),

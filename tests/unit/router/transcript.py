@@ -180,9 +180,10 @@ class Player:
         loads = self._scheduler.loads()
         counters = loads.counters
         failed = "".join(f", {code} {count}" for code, count in sorted(counters.failed.items()))
+        moved = f", moved {counters.migrations}" if counters.migrations else ""
         return [
             f"waiting {loads.waiting}, active {loads.active}, stale events {loads.stale_events}",
-            f"completed {counters.completed}{failed}",
+            f"completed {counters.completed}{failed}{moved}",
             *(f"{v.info.worker_id}@{v.info.epoch} {v.liveness}" for v in loads.workers),
         ]
 
@@ -241,11 +242,12 @@ def describe(action: Action) -> list[str]:
 def _describe_command(command: Command) -> str:
     match command:
         case Reserve():
-            return f"reserve {command.request_id} timeout={command.timeout_s:g}"
+            return f"reserve {command.request_id}{_after(command)} timeout={command.timeout_s:g}"
         case Prefill():
             ticket = command.ticket
             where = f"{ticket.worker_id}@{ticket.epoch}"
-            return f"prefill {command.request_id} for={where} timeout={command.timeout_s:g}"
+            timeout = f"timeout={command.timeout_s:g}"
+            return f"prefill {command.request_id}{_after(command)} for={where} {timeout}"
         case Abort():
             return f"abort {command.request_id}"
         case Heartbeat():
@@ -254,15 +256,22 @@ def _describe_command(command: Command) -> str:
             return "resync"
 
 
+def _after(command: Reserve | Prefill) -> str:
+    """The output that the work goes on behind."""
+    return f" after={','.join(map(str, command.output))}" if command.output else ""
+
+
 def _describe_end(request_id: str, result: Outcome | EastWestError) -> list[str]:
     if isinstance(result, EastWestError):
         return [f"{request_id} fails, {_describe_error(result)}"]
     tokens, usage = " ".join(str(t.token) for t in result.tokens), result.usage
+    moved = f", moved {usage.migrations}, recomputed {usage.recomputed_tokens}"
     return [
         f"{request_id} completes, {result.finish}: {tokens}",
         f"  by {result.prefill_worker} and {result.decode_worker}; prompt {usage.prompt_tokens}, "
         f"output {usage.completion_tokens}, cached {usage.cached_tokens}, "
-        f"loaded {usage.loaded_tokens}, computed {usage.computed_tokens}",
+        f"loaded {usage.loaded_tokens}, computed {usage.computed_tokens}"
+        + (moved if usage.migrations else ""),
         *_describe_timing(result.marks.timing(result.marks.first_token_ns)),
     ]
 
@@ -279,6 +288,7 @@ def _describe_timing(timing: Timing) -> list[str]:
             f"  second token {_ms(second.total_ns)} ms: "
             f"exposed transfer {_ms(second.exposed_transfer_ns)}, import {_ms(second.import_ns)}, "
             f"decode queue {_ms(second.decode_queue_ns)}, first step {_ms(second.first_step_ns)}"
+            + (f", migration {_ms(second.migration_ns)}" if second.migration_ns else "")
         )
     return [*lines, f"  last token {_ms(timing.e2e_ns)} ms"]
 

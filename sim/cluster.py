@@ -1,0 +1,224 @@
+"""A whole deployment in virtual time: replicas, a router, clients, and what each of them saw.
+
+`Cluster` brings it up from a few numbers; faults are methods on it. What happens to clients is
+checked as it happens (`ExactlyOnce`), and written down (`Seen`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from eastwest.clock import Clock, seconds
+from eastwest.config import Config, PoolConfig
+from eastwest.errors import EastWestError
+from eastwest.layout import KVSpec
+from eastwest.messages import Event, ModelInfo
+from eastwest.testing.checkers import ExactlyOnce
+from eastwest.types import Role
+from router.placement import PlacementPolicy
+from router.requests import Action, Deliver, End, Outcome, Request
+from sim.engine import VOCAB, StepTime, token_at
+from sim.links import Fabric
+from sim.replica import SimulatedReplica
+from sim.router import SimulatedRouter
+
+LOAD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream."""
+
+    replicas: tuple[tuple[Role, int], ...]
+    num_blocks: int
+    pool: PoolConfig
+    kv: KVSpec
+    context_tokens: int = 1 << 20
+    link_bytes_per_s: float = 25e9
+    message_s: float = 2e-4
+    config: Config = field(default_factory=Config)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one client saw. Times are virtual seconds."""
+
+    request: Request
+    tokens: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    ended_s: float | None = None
+    outcome: Outcome | EastWestError | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        return self.first_s - seconds(self.request.accepted_ns)
+
+    @property
+    def tpot_s(self) -> float:
+        """0 for answers of one token."""
+        return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+
+class Cluster:
+    """Made and run on a virtual loop. step_time: of a replica, by its role."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        step_time: Callable[[Role], StepTime],
+        clock: Clock,
+        rng: random.Random,
+        policy: PlacementPolicy | None = None,
+        record: Callable[[str], None] | None = None,
+    ) -> None:
+        """record: told each thing that happens, a line each, for logs to compare."""
+        self.shape = shape
+        self.rng = rng
+        self.clock = clock
+        self._step_time = step_time
+        self._record = record
+        self.fabric = Fabric(rng, shape.link_bytes_per_s, shape.message_s)
+        self.model = ModelInfo(
+            name="simulated", fingerprint="s" * 32, architecture="simulated", dtype="bfloat16",
+            context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
+        )  # fmt: skip
+        self.router = SimulatedRouter(
+            "router", shape.config.router, clock, self._act, self._delay, policy
+        )
+        self.replicas: dict[str, SimulatedReplica] = {}
+        self.former: list[SimulatedReplica] = []
+        self.seen: dict[str, Seen] = {}
+        self.exactly_once = ExactlyOnce(self._expected)
+        self._ended = asyncio.Event()
+        self._running = 0
+        self._epochs = 0
+        self._reports: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Bring all replicas up."""
+        for role, count in self.shape.replicas:
+            for index in range(count):
+                self.spawn(f"{role.value}-{index}", role)
+        self._reports = asyncio.get_running_loop().create_task(self._report(), name="reports")
+
+    def spawn(self, worker_id: str, role: Role) -> None:
+        """A new incarnation of a worker; the former one must be gone."""
+        self._epochs += 1
+        replica = SimulatedReplica(
+            worker_id,
+            self._epochs,
+            role,
+            model=self.model,
+            num_blocks=self.shape.num_blocks,
+            pool=self.shape.pool,
+            config=self.shape.config,
+            step_time=self._step_time(role),
+            fabric=self.fabric,
+            clock=self.clock,
+            emit=self._hear,
+        )
+        self.replicas[worker_id] = replica
+        replica.start()
+        self.router.connect(replica)
+        self._log(f"{worker_id} is up, epoch {self._epochs}")
+
+    async def kill(self, worker_id: str) -> None:
+        """The worker's process is gone, and its stream broken."""
+        replica = self.replicas.pop(worker_id)
+        self._log(f"{worker_id} is killed")
+        replica.alive = False
+        self.router.disconnect(worker_id, "it was killed")
+        await replica.kill()
+        self.former.append(replica)
+
+    def submit(self, request: Request) -> EastWestError | None:
+        """A client asks. What it is refused with, if it is."""
+        now = seconds(self.clock.now_ns())
+        self.seen[request.request_id] = seen = Seen(request)
+        self.exactly_once.accepted(request.request_id)
+        self._running += 1
+        try:
+            self.router.submit(request)
+        except EastWestError as error:
+            self._running -= 1
+            seen.outcome, seen.ended_s = error, now
+            self.exactly_once.failed(request.request_id)
+            self._log(f"{request.request_id} is refused: {error.code.value}")
+            return error
+        return None
+
+    async def quiet(self) -> None:
+        """Until no client waits."""
+        while self._running:
+            self._ended.clear()
+            await self._ended.wait()
+
+    async def close(self) -> None:
+        """End everything."""
+        if self._reports is not None:
+            self._reports.cancel()
+            await asyncio.gather(self._reports, return_exceptions=True)
+        for replica in self.replicas.values():
+            await replica.close()
+
+    def check_quiet(self) -> None:
+        """Assert that, with no request left, nothing is held and nothing has leaked."""
+        self.exactly_once.check_all_ended()
+        self.router.scheduler.check_integrity()
+        for replica in self.replicas.values():
+            audit = replica.audit()
+            assert not audit.leaked_blocks, f"{replica.info.worker_id} leaks: {audit}"
+            assert not audit.findings, f"{replica.info.worker_id}: {audit.findings}"
+            assert not replica.decode.transfers.transfers_open, "transfers are left open"
+
+    def finished(self) -> Iterable[Seen]:
+        """Requests that ended well."""
+        return (seen for seen in self.seen.values() if isinstance(seen.outcome, Outcome))
+
+    def _hear(self, replica: SimulatedReplica, router_id: str, event: Event) -> None:
+        self.router.hear(replica, event)
+
+    def _act(self, action: Action) -> None:
+        now = seconds(self.clock.now_ns())
+        if isinstance(action, Deliver):
+            seen = self.seen[action.request_id]
+            self.exactly_once.delivered(action.request_id, (t.token for t in action.tokens))
+            if not seen.tokens:
+                seen.first_s = now
+            seen.tokens += len(action.tokens)
+            seen.last_s = now
+        elif isinstance(action, End):
+            self._end(action, now)
+
+    def _end(self, action: End, now: float) -> None:
+        seen = self.seen[action.request_id]
+        seen.outcome, seen.ended_s = action.result, now
+        self._running -= 1
+        self._ended.set()
+        if isinstance(action.result, EastWestError):
+            self.exactly_once.failed(action.request_id)
+            self._log(f"{action.request_id} fails: {action.result.code.value}")
+        else:
+            output = [t.token for t in action.result.tokens]
+            self.exactly_once.completed(action.request_id, output)
+            self._log(f"{action.request_id} ends after {len(output)}")
+
+    def _expected(self, request_id: str, position: int) -> int:
+        return token_at(self.seen[request_id].request.prompt, position)
+
+    def _delay(self) -> float:
+        return self.shape.message_s * (0.5 + self.rng.random())
+
+    async def _report(self) -> None:
+        while True:
+            for replica in list(self.replicas.values()):
+                self.router.hear(replica, replica.load())
+            await asyncio.sleep(LOAD_S)
+
+    def _log(self, what: str) -> None:
+        if self._record is not None:
+            self._record(f"{self.clock.now_ns()} {what}")

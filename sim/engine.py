@@ -1,0 +1,94 @@
+"""SIMULATED engine: a step takes the time that the cost model says, and samples checkable tokens.
+
+The token at output position i of a request depends on its prompt and i alone, so that a lost, a
+repeated or a foreign token shows, on whatever worker and after whatever migration it was sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from eastwest.layout import KVSpec
+from eastwest.ports import Buffer, StepRow
+from eastwest.types import SampledToken
+from planner.cost import CostModel, Row
+
+VOCAB = 1 << 26
+_CONTEXT_STEP = 32
+# Ids below are kept for ends of texts, which no simulated token is.
+_FIRST = 16
+
+
+def token_at(prompt: Sequence[int], position: int) -> int:
+    """The token of a request at an output position; prompts differ in their first tokens."""
+    return _FIRST + (prompt[0] * 31 + len(prompt) * 7 + position) % (VOCAB - _FIRST)
+
+
+StepTime = Callable[[Sequence[StepRow]], float]
+
+
+def cost_of(cost: CostModel) -> StepTime:
+    """Seconds of a step by the cost model. Decode rows are put together by their mean context, to
+    `_CONTEXT_STEP` tokens."""
+
+    @lru_cache(maxsize=1 << 16)
+    def decode(context: int, count: int) -> float:
+        return cost.step([Row(1, context, count)]).seconds
+
+    def seconds(rows: Sequence[StepRow]) -> float:
+        total = count = 0
+        prompts = []
+        for row in rows:
+            new = len(row.tokens)
+            if new == 1:
+                total += row.start
+                count += 1
+            else:
+                prompts.append(Row(new, row.start, 1, row.sample is not None))
+        context = round(total / count / _CONTEXT_STEP) * _CONTEXT_STEP if count else 0
+        if not prompts:
+            return decode(context, count)
+        return cost.step([*prompts, Row(1, context, count)] if count else prompts).seconds
+
+    return seconds
+
+
+class SimulatedSteps:
+    """Is `Steps`, for a replica of one group. busy_s: time spent in steps so far."""
+
+    def __init__(self, seconds: StepTime) -> None:
+        self._seconds = seconds
+        self.busy_s = 0.0
+        self.steps = 0
+
+    async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
+        """See `Engine.step`."""
+        taken = self._seconds(rows)
+        await asyncio.sleep(taken)
+        self.busy_s += taken
+        self.steps += 1
+        return [_sample(row) for row in rows]
+
+
+def _sample(row: StepRow) -> SampledToken | None:
+    sample = row.sample
+    if sample is None:
+        return None
+    return SampledToken(token_at(sample.prompt, len(sample.output)))
+
+
+class SimulatedKV:
+    """Is a `ReplicaKV` without bytes."""
+
+    def __init__(self, spec: KVSpec, num_blocks: int, block_tokens: int) -> None:
+        self.spec = spec
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+
+    async def read(self, blocks: Sequence[int]) -> list[Buffer]:
+        return [b""] * len(blocks)
+
+    async def write(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        pass

@@ -1,0 +1,214 @@
+"""One replica in virtual time: the real prefill and decode worker over a SIMULATED engine.
+
+Blocks, ledger, leases, intake, batching and residency are those that are deployed; the engine's
+time, the bytes and the network are not. `kill` ends it as a lost process would: nothing that it
+held is told to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from decode_pool.worker import DecodeWorker
+from eastwest.clock import Clock, ns
+from eastwest.config import Config, PoolConfig
+from eastwest.layout import ParallelLayout
+from eastwest.messages import (
+    Abort,
+    Command,
+    Event,
+    Heartbeat,
+    Load,
+    ModelInfo,
+    Prefill,
+    RankEndpoint,
+    Reserve,
+    Ticket,
+    WorkerInfo,
+)
+from eastwest.types import Role
+from engine.block_groups import BlockGroups
+from kv_transfer.auditor import Audit
+from kv_transfer.group_push import GroupSender
+from kv_transfer.ledger import OwnerKind
+from prefill_pool.worker import PrefillWorker
+from runtime.holdings import Holdings
+from runtime.step_loop import StepLoop
+from sim.engine import SimulatedKV, SimulatedSteps, StepTime
+from sim.links import Fabric, SimulatedReceiving, SimulatedSender
+
+TICK_S = 0.2
+
+
+class SimulatedReplica:
+    """One incarnation. `emit` puts an event on its router's stream."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        epoch: int,
+        role: Role,
+        *,
+        model: ModelInfo,
+        num_blocks: int,
+        pool: PoolConfig,
+        config: Config,
+        step_time: StepTime,
+        fabric: Fabric,
+        clock: Clock,
+        emit: Callable[[SimulatedReplica, str, Event], None],
+    ) -> None:
+        self._clock = clock
+        self._config = config
+        self._fabric = fabric
+        self._emit = emit
+        self.alive = True
+        self.info = WorkerInfo(
+            worker_id=worker_id,
+            epoch=epoch,
+            role=role,
+            address=f"{worker_id}.{epoch}",
+            model=model,
+            layout=ParallelLayout(),
+            block_tokens=config.kv.block_tokens,
+            num_blocks=num_blocks,
+            running_max=pool.running_max,
+            step_tokens=pool.step_tokens,
+        )
+        self.steps = SimulatedSteps(step_time)
+        self.holdings = Holdings(BlockGroups(num_blocks, 1))
+        self.loop = StepLoop(self.steps, clock)
+        self.sender = SimulatedSender(fabric, clock)
+        self._kv = SimulatedKV(model.kv, num_blocks, config.kv.block_tokens)
+        self.decode = self._decode_worker(pool)
+        self.prefill = self._prefill_worker(pool)
+        self.loop.add(self.decode)
+        self.loop.add(self.prefill)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
+        return DecodeWorker(
+            info=lambda: self.info,
+            model=self.info.model,
+            layout=ParallelLayout(),
+            kv=self._kv,
+            ranks=[SimulatedReceiving()],
+            endpoints=lambda group, transport: (RankEndpoint(0, self.info.address),),
+            settled=_at_once,
+            holdings=self.holdings,
+            loop=self.loop,
+            epoch=self.info.epoch,
+            store=None,
+            emit=self._tell,
+            pool=pool,
+            kv_config=self._config.kv,
+            store_config=self._config.store,
+            clock=self._clock,
+        )
+
+    def _prefill_worker(self, pool: PoolConfig) -> PrefillWorker:
+        return PrefillWorker(
+            model=self.info.model,
+            kv=self._kv,
+            holdings=self.holdings,
+            loop=self.loop,
+            sender=cast(GroupSender, self.sender),
+            store=None,
+            local=self.decode.in_place,
+            is_self=self._is_self,
+            emit=self._tell,
+            pool=pool,
+            kv_config=self._config.kv,
+            clock=self._clock,
+        )
+
+    def start(self) -> None:
+        """Take commands and transfers."""
+        name = self.info.address
+        self._fabric.listen(name, self.decode.transfers)
+        self._tasks = [
+            asyncio.create_task(self.loop.run(), name=f"{name} steps"),
+            asyncio.create_task(self._tick(), name=f"{name} ticks"),
+        ]
+
+    async def kill(self) -> None:
+        """The process is gone, with all that it held."""
+        self.alive = False
+        self._fabric.leave(self.info.address)
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything that runs. Idempotent."""
+        await self.prefill.close()
+        await self.decode.close()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._fabric.leave(self.info.address)
+
+    def handle(self, router_id: str, command: Command) -> None:
+        """A command off the stream."""
+        match command:
+            case Reserve():
+                self.decode.reserve(router_id, command)
+            case Prefill():
+                self.prefill.prefill(router_id, command)
+            case Abort():
+                self.prefill.abort(command.request_id)
+                self.decode.abort(command.request_id)
+            case Heartbeat():
+                until = self._clock.now_ns() + ns(self._config.kv.lease_s)
+                self.holdings.ledger.renew_router(router_id, until)
+
+    def router_gone(self, router_id: str) -> None:
+        """Its stream is broken: end what it owned."""
+        self.prefill.router_gone(router_id)
+        self.decode.router_gone(router_id)
+
+    def load(self) -> Load:
+        """What it reports."""
+        pool = self.holdings.pool
+        return Load(
+            free_blocks=pool.free_blocks,
+            cached_blocks=pool.cached_blocks + self.decode.spillable_blocks(),
+            num_blocks=pool.num_blocks,
+            running=self.decode.running,
+            waiting=self.decode.waiting + self.prefill.waiting,
+            waiting_tokens=self.prefill.waiting_tokens,
+            leaked_blocks=0,
+            spilled_blocks=0,
+            sessions_inactive=len(self.decode.residency),
+            sessions_spilled=0,
+            transfer_bytes=self.decode.transfer_bytes,
+            store_available=False,
+        )
+
+    def audit(self) -> Audit:
+        """Who holds what, and what does not add up."""
+        return self.holdings.audit({*self.prefill.owners(), *self.decode.owners()})
+
+    async def _tick(self) -> None:
+        while True:
+            now = self._clock.now_ns()
+            self.prefill.tick(now)
+            self.decode.tick(now)
+            for owner in self.holdings.ledger.expired(now):
+                if owner.kind is OwnerKind.PREFILL:
+                    self.prefill.abort(owner.id)
+                else:
+                    self.decode.expire(owner.id)
+            await asyncio.sleep(TICK_S)
+
+    def _tell(self, router_id: str, event: Event) -> None:
+        if self.alive:
+            self._emit(self, router_id, event)
+
+    def _is_self(self, ticket: Ticket) -> bool:
+        return (ticket.worker_id, ticket.epoch) == (self.info.worker_id, self.info.epoch)
+
+
+async def _at_once() -> None:
+    """There is one rank, in this process."""
