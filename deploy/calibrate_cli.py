@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deploy.writing import writing
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import ConfigError
@@ -47,8 +48,5 @@ def device_name(output: Path) -> str:
 
 def write_new(path: Path, text: str, *, force: bool) -> None:
     """Raises `ConfigError` where `path` cannot be written, or exists and is not to be replaced."""
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    with writing(path), path.open("w" if force else "x", encoding="utf-8") as file:
+        file.write(text)

@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 
 class Deployment:
-    """Between `start` and `stop`, or as an async context manager, the router serves at `address`.
+    """Between `start` and `stop`, or as an async context manager, the router serves at `address`,
+    and over HTTP at `http_address` where that is on.
 
     progress: told in words what is going on whenever that takes time.
     """
@@ -47,6 +48,7 @@ class Deployment:
         self._host = "127.0.0.1"
         self._next_index: dict[Role, int] = {}
         self.address = ""
+        self.http_address: str | None = None
 
     async def start(self) -> None:
         """Bring everything up; where that fails, nothing stays up."""
@@ -91,6 +93,7 @@ class Deployment:
         router = Router(self.config, directory, sessions, clock, random.Random())
         self.router = router
         self.address = await router.start()
+        self.http_address = router.http_address
         stack.push_async_callback(router.stop)
         self.supervisor = Supervisor(router)
         stack.push_async_callback(self.supervisor.close)

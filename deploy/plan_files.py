@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.settings import explained_yaml
+from deploy.writing import writing
 from eastwest.config import Config, LayoutConfig, ModelConfig, PoolConfig
-from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
 from planner.memory import RESERVE, kv_per_token, weights_per_rank
 from planner.planning import Change, Plan, Question
@@ -53,15 +53,22 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def write_json(plan: Plan, path: Path) -> None:
     """Raises `ConfigError` where the file cannot be written."""
-    _write(path, json.dumps(plan_json(plan), indent=2) + "\n")
+    text = json.dumps(plan_json(plan), indent=2) + "\n"
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def write_config(plan: Plan, path: Path) -> None:
     """Raises `ConfigError` where the file cannot be written."""
-    head = "\n".join(f"# {line}" for line in _wrapped(plan.advice))
-    _write(path, f"# {plan.question.model.name} on {plan.best.devices} x "
-                 f"{plan.question.device.name}; predicted, not measured.\n{head}\n"
-                 f"{explained_yaml(plan_config(plan))}")  # fmt: skip
+    q = plan.question
+    head = [
+        f"{q.model.name} on {plan.best.devices} x {q.device.name}; predicted, not measured.",
+        *textwrap.wrap(plan.advice, 96),
+    ]
+    comment = "".join(f"# {line}\n" for line in head)
+    text = comment + explained_yaml(plan_config(plan))
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def plan_config(plan: Plan) -> Config:
@@ -177,14 +184,3 @@ def _layout(layout: ParallelLayout) -> dict[str, int]:
 def _change(plan: Plan, change: Change) -> dict[str, Any]:
     best = None if change.best is None else _split(plan, change.best)
     return {"what": change.what, "best": best, "kept_requests_per_s": change.kept}
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 96)

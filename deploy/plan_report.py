@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from deploy import plan_looks as looks
 from deploy.plan_figures import figures
+from deploy.writing import writing
 from eastwest.errors import ConfigError
 from planner.advice import describe
 from planner.planning import LEVEL, Plan
@@ -27,7 +28,9 @@ def write_html(plan: Plan, path: Path) -> None:
 
     Raises `ConfigError` where plotly is not installed, or `path` cannot be written.
     """
-    _write(path, html(plan).encode())
+    page = html(plan)
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
 
 
 def write_png(plan: Plan, path: Path) -> None:
@@ -38,7 +41,9 @@ def write_png(plan: Plan, path: Path) -> None:
     _required("matplotlib", "the picture of a plan")
     from deploy.plan_picture import picture
 
-    _write(path, picture(plan))
+    png = picture(plan)
+    with writing(path):
+        path.write_bytes(png)
 
 
 def html(plan: Plan) -> str:
@@ -93,10 +98,3 @@ def _required(module: str, what: str) -> ModuleType:
         raise ConfigError(
             f"{what} needs {name}, which is not installed: pip install 'eastwest[plan]'"
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

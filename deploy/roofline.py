@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import log
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from eastwest.errors import ConfigError
+from deploy.writing import writing
 from planner.roofline import DecodePoint
 from planner.roofline_report import RooflineReport, ScaleUpRow
 
@@ -32,17 +32,11 @@ def roofline_tables(report: RooflineReport) -> RenderableType:
 
 
 def write_json(report: RooflineReport, path: Path) -> None:
-    """All numbers, in SI units, named as in `planner.roofline_report`."""
+    """All numbers, in SI units, named as in `planner.roofline_report`. Raises `ConfigError` where
+    `path` cannot be written."""
     text = json.dumps(asdict(report), indent=2, allow_nan=False) + "\n"
-    write_file(path, lambda: path.write_text(text, encoding="utf-8"))
-
-
-def write_file(path: Path, write: Callable[[], object]) -> None:
-    """Raises `ConfigError` where `path` cannot be written."""
-    try:
-        write()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def _heading(report: RooflineReport) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.roofline import write_file
+from deploy.writing import writing
 from eastwest.errors import ConfigError
 from planner.roofline_report import RooflineReport
 
@@ -57,7 +57,8 @@ def write_png(report: RooflineReport, path: Path) -> None:
         axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale="log", yscale="log")
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-    write_file(path, lambda: figure.savefig(path, format="png", dpi=120))
+    with writing(path):
+        figure.savefig(path, format="png", dpi=120)
 
 
 def write_html(report: RooflineReport, path: Path) -> None:
@@ -81,7 +82,8 @@ def write_html(report: RooflineReport, path: Path) -> None:
         figure.update_yaxes(type="log", title_text=panel.y, row=1, col=column)
     figure.update_layout(title_text=_title(report))
     text = str(figure.to_html(include_plotlyjs=True))
-    write_file(path, lambda: path.write_text(text, encoding="utf-8"))
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def _absent(flag: str, library: str) -> ConfigError:

@@ -27,4 +27,8 @@ async def serve(config: Config, ray_address: str | None, console: Console) -> No
             f"eastwest chat --address {deployment.address} 'Hello'",
             markup=False,
         )
+        if deployment.http_address is not None:
+            console.print(
+                f"OpenAI-compatible HTTP at http://{deployment.http_address}/v1", markup=False
+            )
         await asyncio.Event().wait()

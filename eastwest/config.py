@@ -142,7 +142,7 @@ class StoreConfig(Section):
 class LimitsConfig(Section):
     """What a client may ask for; checked once, at the edge."""
 
-    message_bytes: int = Field(4 << 20, ge=1024, description="one gRPC request")
+    message_bytes: int = Field(4 << 20, ge=1024, description="one request, of gRPC or HTTP")
     prompt_bytes: int = Field(1 << 20, ge=1, description="prompt text, or all chat messages")
     stop_strings: int = Field(16, ge=0)
     stop_bytes: int = Field(256, ge=1, description="one stop string")
@@ -155,6 +155,12 @@ class RouterConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65535, description="0 takes a free port")
+    http_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="OpenAI-compatible HTTP beside gRPC; 0 takes a free port, none: off",
+    )
     queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
     attempts_max: int = Field(

@@ -14,7 +14,6 @@ finished clients come back together: `burst` prompts a client wait for each othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.cost import CostModel, Row
@@ -48,8 +47,10 @@ def closed_loop(
     for _ in range(_ROUNDS):
         running = max(1.0, clients * decoding)
         decode_row = Row(1, isl + osl / 2, running)
-        step = _step(cost, [decode_row])
-        added = sum(_step(cost, [decode_row, chunk]) - step for chunk in chunks(isl, chunk_tokens))
+        step = cost.step([decode_row]).seconds
+        added = sum(
+            cost.step([decode_row, chunk]).seconds - step for chunk in chunks(isl, chunk_tokens)
+        )
         tpot = step + (clients - 1) * decoding * added / max(osl - 1, 1)
         rate = clients / (ttft + (osl - 1) * tpot) if ttft else 0.0
         busy = min(0.95, rate * added)
@@ -73,7 +74,3 @@ def chunks(isl: float, chunk_tokens: int) -> list[Row]:
         rows.append(Row(new, past, 1, samples=past + new >= isl))
         past += new
     return rows
-
-
-def _step(cost: CostModel, rows: Sequence[Row]) -> float:
-    return cost.step(rows).seconds

@@ -78,6 +78,10 @@ class Matching:
         exposed = self.links.exposed_s(p.devices, d.devices, p.service.mean_s)
         return exposed * self.moved / max(self.workload.osl - 1, 1)
 
+    def link_rate(self, devices: int) -> float:
+        """Requests per second whose KV the links of so many devices carry."""
+        return self.links.limit(devices, devices) / max(self.moved * self.links.request_bytes, 1.0)
+
     def settle(self, mode: Mode, pairing: Pairing, local_tokens: float = 0.0) -> Split:
         """The split of a pairing, with latencies at the rate that it serves."""
         t, cv = self.targets, self.workload.arrival_cv
@@ -137,17 +141,13 @@ class Matching:
         sides = {
             "prefill": prompt_rate,
             "decode": y * point.rate,
-            "link": min(self._link_rate(x * p.devices), self._link_rate(y * d.devices)),
+            "link": min(self.link_rate(x * p.devices), self.link_rate(y * d.devices)),
         }
         bound = min(sides, key=sides.__getitem__)
         # No more decode replicas than the other side can use, or than its links need.
-        each = min(point.rate, self._link_rate(d.devices))
+        each = min(point.rate, self.link_rate(d.devices))
         return Pairing(p, x, d, min(y, max(1, math.ceil(sides[bound] / each - 1e-9))), point,
                        sides[bound], bound)  # fmt: skip
-
-    def _link_rate(self, devices: int) -> float:
-        """Requests per second whose KV the links of so many devices carry."""
-        return self.links.limit(devices, devices) / max(self.moved * self.links.request_bytes, 1.0)
 
     def _counts(
         self, p: PromptReplica, d: MixedReplica, point: Operating, rate_of: Callable[[int], float]
@@ -157,8 +157,8 @@ class Matching:
 
         def enough(x: int) -> bool:
             y = (self.devices - x * p.devices) // d.devices
-            prompts = min(rate_of(x), self._link_rate(x * p.devices))
-            return prompts >= min(y * point.rate, self._link_rate(y * d.devices))
+            prompts = min(rate_of(x), self.link_rate(x * p.devices))
+            return prompts >= min(y * point.rate, self.link_rate(y * d.devices))
 
         most = (self.devices - d.devices) // p.devices
         low, high = 0, most + 1  # not enough, and enough

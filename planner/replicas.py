@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from planner.closed_loop import chunks
 from planner.cost import CostModel, Row
 from planner.memory import sequences_that_fit
-from planner.queueing import Service, latency_at, wait
+from planner.queueing import Service, attained, latency_at, wait
 from planner.workload import RequestClass, Workload
 
 # Room is kept for more sequences than the mean: the batch is about Poisson.
@@ -53,8 +53,7 @@ class PromptReplica:
             waiting = wait(servers, rate, self.service, arrival_cv)
             if waiting is None:
                 return False
-            late = sum(w * waiting.within(ttft_s - overhead - t) for t, w in self.latency)
-            return late >= percentile
+            return attained(ttft_s - overhead, self.latency, waiting) >= percentile
 
         if not meets(0.0):
             return 0.0

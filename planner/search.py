@@ -116,8 +116,7 @@ class Search:
             return 0.0
         cv = self.workload.arrival_cv
         prompt_rate = prompts.rate_within(t.ttft_s, t.percentile, first.replicas, cv) / moved
-        limit = self.links.limit(first.devices, last.devices)
-        link_rate = limit / max(moved * self.links.request_bytes, 1.0)
+        link_rate = matching.link_rate(min(first.devices, last.devices))
         return min(prompt_rate, last.replicas * point.rate, link_rate)
 
     def fastest(self) -> tuple[float, float]:

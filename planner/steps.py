@@ -131,7 +131,7 @@ def roofs(question: Question) -> tuple[Roof, ...]:
 
 def _step(question: Question, pool: Pool, kind: str, rows: Sequence[Row]) -> PoolStep:
     q = question
-    cost = CostModel(q.model, pool.layout, q.precision, q.device, q.stack)
+    cost = CostModel(q.model, pool.layout, q.precision, q.device, q.stack, q.skew)
     return PoolStep(pool, kind, cost.step(rows), work_of(cost, rows))
 
 

@@ -106,6 +106,18 @@ def refuse_unknown(message: Message, where: str) -> None:
             refuse_unknown(child, f"{where}.{field.name}")
 
 
+def read(
+    request: inference.GenerateRequest | inference.ChatRequest,
+    model: ModelInfo,
+    limits: LimitsConfig,
+    rng: random.Random,
+) -> Ask:
+    """What a call of either kind asks for."""
+    if isinstance(request, inference.ChatRequest):
+        return read_chat(request, model, limits, rng)
+    return read_generate(request, model, limits, rng)
+
+
 def read_generate(
     request: inference.GenerateRequest, model: ModelInfo, limits: LimitsConfig, rng: random.Random
 ) -> Ask:

@@ -1,6 +1,7 @@
 """The router as a process sees it: a gRPC server around scheduler, links and sessions.
 
-Serves `Inference`, grpc.health.v1 and reflection. Health is SERVING while a request could be
+Serves `Inference`, grpc.health.v1 and reflection, and where `router.http_port` is set the same
+over HTTP, as OpenAI's API. Health is SERVING while a request could be
 served: a pair of prefill and decode worker, or an aggregated worker, is up.
 """
 
@@ -22,6 +23,8 @@ from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
 from router.chat_template import load_chat_template
 from router.conversations import Conversations
+from router.http.app import http_app
+from router.http.server import HttpServer
 from router.service import SERVICE, InferenceService
 from router.shell import Shell
 from router.text import load_tokenizer
@@ -39,7 +42,7 @@ class Router:
 
     model_dir: holds the model's tokenizer and chat template (`ModelError` where it does not).
     session_store: stays the caller's, who closes it after `stop`; None keeps sessions in this
-    process only.
+    process only. http_address: ``host:port`` of HTTP after `start`; None where it is off.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class Router:
     ) -> None:
         self._config = config
         self.router_id = f"router-{rng.getrandbits(48):012x}"
-        tokenizer = load_tokenizer(model_dir)
+        self._clock = clock
+        self._tokenizer = tokenizer = load_tokenizer(model_dir)
         template = load_chat_template(model_dir, clock)
         self._shell = Shell(
             config.router,
@@ -75,6 +79,8 @@ class Router:
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
+        self._http: HttpServer | None = None
+        self.http_address: str | None = None
 
     async def start(self) -> str:
         """Bind and serve; returns the bound ``host:port``. `ConfigError` where it cannot bind."""
@@ -83,11 +89,14 @@ class Router:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
+        self._http = self._bind_http()
         host, port = self._config.router.host, self._config.router.port
         host = f"[{host}]" if ":" in host else host
         try:
             bound = server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
+            if self._http is not None:
+                await self._http.stop()
             raise ConfigError(
                 f"router.port is {port} on {host}, which cannot be bound; allowed: a free port of "
                 f"an address of this machine, or 0 for any free one"
@@ -95,6 +104,10 @@ class Router:
         await self._set_health(serving=False)
         await server.start()
         self._server = server
+        if self._http is not None:
+            await self._http.start()
+            self.http_address = self._http.address
+            log.info("%s serves HTTP on %s", self.router_id, self.http_address)
         self._health_task = asyncio.create_task(self._publish_health(), name="router health")
         log.info("%s serves on %s:%d", self.router_id, host, bound)
         return f"{host}:{bound}"
@@ -126,7 +139,16 @@ class Router:
             except TimeoutError:
                 log.warning("calls of clients that do not read are cut off")
             await server.stop(_GRACE_S)
+        if self._http is not None:
+            await self._http.stop()
         await self._shell.close()
+
+    def _bind_http(self) -> HttpServer | None:
+        config = self._config
+        if config.router.http_port is None:
+            return None
+        app = http_app(self._service, self._shell, self._tokenizer, config.limits, self._clock)
+        return HttpServer(app, config.router.host, config.router.http_port)
 
     async def _publish_health(self) -> None:
         while True:

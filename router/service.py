@@ -1,4 +1,4 @@
-"""The public `Inference` service: one call from its bytes to its one ending.
+"""The public `Inference` service: one call from its request to its one ending.
 
     parse ─▶ admit (validate, tokenise, find the session) ─▶ scheduler ─▶ chunks ─▶ keep the
     session ─▶ completion, or from anywhere a status
@@ -39,7 +39,7 @@ from router.conversations import Conversations, Turn
 from router.edge import Ask, Malformed
 from router.requests import Request
 from router.shell import Shell
-from router.streams import ClientStream
+from router.streams import ClientStream, Write
 from router.text import Detokenizer, Tokenizer
 
 SERVICE = inference.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -48,7 +48,8 @@ SERVICE = inference.DESCRIPTOR.services_by_name["Inference"].full_name
 _DELIVERY_GRACE_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Reader = Callable[[Any, ModelInfo], Ask]
+Generating = inference.GenerateRequest | inference.ChatRequest
+Admitted = Callable[[Ask, Request, ModelInfo], None]
 MessageT = TypeVar("MessageT", bound=Message)
 
 
@@ -62,7 +63,10 @@ class _Call:
 
 
 class InferenceService:
-    """See the module. `handlers` is what a gRPC server is given."""
+    """See the module. `handlers` is what a gRPC server is given; other front ends use `answer`.
+
+    calls_max: calls that may be open at once.
+    """
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class InferenceService:
     ) -> None:
         self._limits = config.limits
         # Calls of clients that do not read stay open after their request has ended, hence twice.
-        self._calls_max = 2 * (config.router.queue_max + config.router.active_max)
+        self.calls_max = 2 * (config.router.queue_max + config.router.active_max)
         self._shell = shell
         self._tokenizer = tokenizer
         self._conversations = conversations
@@ -132,25 +136,46 @@ class InferenceService:
     async def generate(
         self, request: inference.GenerateRequest | Malformed, context: Context
     ) -> None:
-        read = partial(edge.read_generate, limits=self._limits, rng=self._rng)
-        await self._answer(request, read, context)
+        await self._answer_grpc(request, context)
 
     async def chat(self, request: inference.ChatRequest | Malformed, context: Context) -> None:
-        read = partial(edge.read_chat, limits=self._limits, rng=self._rng)
-        await self._answer(request, read, context)
+        await self._answer_grpc(request, context)
 
-    async def _answer(self, request: Any, read: Reader, context: Context) -> None:
+    async def answer(
+        self,
+        request: Generating,
+        write: Write,
+        *,
+        accepted_ns: int,
+        remaining_s: float | None,
+        admitted: Admitted = lambda _ask, _request, _model: None,
+    ) -> None:
+        """Serve one call to its end: all of its output goes to `write`, the completion last, or
+        one typed error is raised. Cancelled where the client goes away.
+
+        remaining_s: what the client's own deadline leaves, if it has one. admitted: told what was
+        understood, before anything is written.
+        """
+        deadline_ns = edge.deadline_ns(accepted_ns, remaining_s, self._limits)
+        model = self._shell.model()
+        ask = edge.read(request, model, self._limits, self._rng)
+        with self._open(ask) as call:
+            async with self._conversations.turn(ask, model.fingerprint) as turn:
+                admission = self._admit(ask, call, turn, model, accepted_ns, deadline_ns)
+                admitted(ask, admission, model)
+                await self._serve(ask, turn, admission, model, write)
+
+    async def _answer_grpc(self, request: Generating | Malformed, context: Context) -> None:
         accepted_ns = self._clock.now_ns()
         try:
             if isinstance(request, Malformed):
                 raise request.error
-            deadline_ns = edge.deadline_ns(accepted_ns, context.time_remaining(), self._limits)
-            model = self._shell.model()
-            ask = read(request, model)
-            with self._open(ask) as call:
-                async with self._conversations.turn(ask, model.fingerprint) as turn:
-                    admitted = self._admit(ask, call, turn, model, accepted_ns, deadline_ns)
-                    await self._serve(ask, turn, admitted, model, context)
+            await self.answer(
+                request,
+                context.write,
+                accepted_ns=accepted_ns,
+                remaining_s=context.time_remaining(),
+            )
         except EastWestError as error:
             await abort_with(context, error)
 
@@ -162,9 +187,9 @@ class InferenceService:
             raise InvalidArgument(
                 f"request_id {ask.request_id!r} is running; allowed: ids of no running request"
             )
-        if len(self._calls) >= self._calls_max:
+        if len(self._calls) >= self.calls_max:
             raise Overloaded(
-                f"{self._calls_max} calls are open; allowed: no more",
+                f"{self.calls_max} calls are open; allowed: no more",
                 phase=Phase.ADMISSION,
                 retry_after_s=1.0,
             )
@@ -206,7 +231,7 @@ class InferenceService:
         )
 
     async def _serve(
-        self, ask: Ask, turn: Turn, request: Request, model: ModelInfo, context: Context
+        self, ask: Ask, turn: Turn, request: Request, model: ModelInfo, write: Write
     ) -> None:
         """Run an admitted request to its end, and write all of it."""
         sampling = ask.sampling
@@ -223,10 +248,10 @@ class InferenceService:
         self._shell.submit(request, stream)
         try:
             async with stream.patience(left_s):
-                outcome = await stream.run(context.write)
+                outcome = await stream.run(write)
                 complete = stream.complete(ask.request_id, outcome)
                 await self._keep(ask, turn, model, complete)
-                await context.write(inference.GenerateResponse(complete=complete))
+                await write(inference.GenerateResponse(complete=complete))
         finally:
             # Without effect where the request has ended by itself.
             self._shell.cancel(request.request_id, Cancelled("the client went away"))

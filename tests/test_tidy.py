@@ -28,7 +28,9 @@ SETTINGS_MAX = 60
 DECIDING = (
     "router/scheduler.py", "router/lifecycle.py", "router/attempt.py", "router/placement.py",
     "router/admission.py", "router/fair_queue.py",
-    "router/fleet.py", "router/requests.py", "router/edge.py", "prefill_pool/scheduler.py",
+    "router/fleet.py", "router/requests.py", "router/edge.py", "router/http/fields.py",
+    "router/http/bodies.py", "router/http/answers.py", "router/http/failures.py",
+    "prefill_pool/scheduler.py",
     "decode_pool/scheduler.py", "decode_pool/residency.py", "kv_transfer/plan.py",
     "kv_transfer/coverage.py", "kv_transfer/ledger.py", "kv_transfer/auditor.py",
     "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",

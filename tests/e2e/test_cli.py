@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.models import default_model_dir
@@ -84,7 +85,9 @@ def test_a_port_in_use_is_named_and_nothing_stays_behind(tmp_path: Path) -> None
 
 def test_serve_answers_the_other_commands_and_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     default_model_dir()
-    settings = ("router.port=0", "prefill.kv_tokens=1024", "decode.kv_tokens=1024")
+    settings = (
+        "router.port=0", "router.http_port=0", "prefill.kv_tokens=1024", "decode.kv_tokens=1024"
+    )  # fmt: skip
     flags = [flag for setting in settings for flag in ("--set", setting)]
     command = [sys.executable, "-m", "deploy.cli", "serve", *flags]
     # From another directory, so that the packages are found because they are installed.
@@ -97,6 +100,13 @@ def test_serve_answers_the_other_commands_and_ends_cleanly_on_sigterm(tmp_path: 
                 address = found[1]
                 break
         assert address is not None
+        found = next(filter(None, (re.search(r"http://\S+", line) for line in server.stdout)))
+        with openai.OpenAI(base_url=found[0], api_key="none", timeout=WAIT_S) as client:
+            [model] = [m.id for m in client.models.list()]
+            said = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
+            )
+            assert said.choices[0].message.content
         chat = eastwest(
             "chat", "--address", address, "--temperature", "0", "--max-tokens", "8", "--timing",
             "Say hello.", cwd=tmp_path,

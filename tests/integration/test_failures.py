@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,8 +62,9 @@ class Held:
 
 
 @asynccontextmanager
-async def held_in(phase: Phase, model_dir: Path) -> AsyncIterator[Held]:
-    """Rigs in which a request comes as far as `phase` and no further."""
+async def held_in(phase: Phase, model_dir: Path, *, http: bool = False) -> AsyncIterator[Held]:
+    """Rigs in which a request comes as far as `phase` and no further. http: serve HTTP, too."""
+    router: dict[str, Any] = {"http_port": 0} if http else {}
     transfer_entered, transfer_gate = asyncio.Event(), asyncio.Event()
 
     async def slow_tap(frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -72,16 +74,16 @@ async def held_in(phase: Phase, model_dir: Path) -> AsyncIterator[Held]:
             yield frame
 
     if phase is Phase.TRANSFER:
-        async with a_rig(model_dir, tap=slow_tap) as rig:
+        async with a_rig(model_dir, tap=slow_tap, config=a_config(router=router)) as rig:
             yield Held(rig, transfer_entered.wait, transfer_gate.set)
             transfer_gate.set()
     elif phase is Phase.RESERVATION:
         store = HeldStore()
-        async with a_rig(model_dir, store=store) as rig:
+        async with a_rig(model_dir, store=store, config=a_config(router=router)) as rig:
             yield Held(rig, store.entered.wait, store.gate.set)
             store.gate.set()
     elif phase is Phase.QUEUE:
-        config = a_config(router={"active_max": 1})
+        config = a_config(router={**router, "active_max": 1})
         async with a_rig(model_dir, config=config) as rig:
             engine = rig.engine("prefill-0")
             engine.gate.clear()
@@ -98,7 +100,7 @@ async def held_in(phase: Phase, model_dir: Path) -> AsyncIterator[Held]:
             await first
     else:
         worker_id = "prefill-0" if phase is Phase.PREFILL else "decode-0"
-        async with a_rig(model_dir) as rig:
+        async with a_rig(model_dir, config=a_config(router=router)) as rig:
             engine = rig.engine(worker_id)
             # The router knows of the decode phase from its first step on.
             engine.free_steps = 0 if phase is Phase.PREFILL else 3

@@ -93,6 +93,17 @@ def test_a_long_prompt_is_counted_by_its_middle_chunk() -> None:
     assert prefill.work == work_of(model_of(q, ParallelLayout()), rows)
 
 
+def test_experts_that_are_asked_unevenly_make_the_busiest_device_work_more() -> None:
+    layout = ParallelLayout(ep=8, dp=8)
+    pool = Pool("decode", layout, 1, 16384, 256.0, 1.0)
+    split = Split(Mode.AGGREGATED, (pool,), 1.0, 1.0, 0.02, 0.02, 256, "engine")
+    even = question("qwen3-235b-a22b")
+    uneven = replace(even, skew=2.0)
+    for one, other in zip(typical_steps(even, split), typical_steps(uneven, split), strict=True):
+        assert other.work.flops > one.work.flops
+        assert other.cost.seconds > one.cost.seconds
+
+
 def test_roofs_are_those_of_the_device_and_say_which_are_used() -> None:
     q = question()
     tops = roofs(q)
