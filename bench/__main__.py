@@ -16,7 +16,9 @@ from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
-NAMES = ("engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "sim")
+NAMES = (
+    "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "prefix_index", "sim",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -105,3 +105,4 @@ class Spiller:
             part = slice(start, start + batch)
             payloads = await self._kv.read(resting.blocks[part])
             await self._store.write(list(zip(resting.hashes[part], payloads, strict=True)))
+            self._holdings.note_stored(resting.hashes[part])

@@ -22,6 +22,7 @@ from eastwest.messages import (
     Abort,
     Command,
     Heartbeat,
+    KvEvents,
     Load,
     Prefill,
     Reserve,
@@ -244,7 +245,14 @@ class Replica:
             store_available=self._store is not None and getattr(self._store, "available", True),
             links=self._decode.transfers.links,
             expert_tokens=self._ranks.expert_tokens,
+            kv_sequence=pool.journal.sequence,
         )
+
+    def kv_events(self) -> list[KvEvents]:
+        return self._holdings.kv_events()
+
+    def kv_whole(self) -> list[KvEvents]:
+        return self._holdings.kv_whole()
 
     def audit(self) -> Audit:
         """Who holds what, and what does not add up."""

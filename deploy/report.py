@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eastwest.answers import Completion, ServerLoads, WorkerStatus
+from eastwest.answers import Completion, KvHits, ServerLoads, WorkerStatus
 
 _MS = 1e6
 
@@ -125,5 +125,13 @@ def loads_lines(loads: ServerLoads) -> str:
     """The router's own load."""
     return (
         f"requests: {loads.active} active, {loads.waiting} waiting, "
-        f"{loads.completed} completed, {loads.failed} failed, {loads.migrations} moved"
+        f"{loads.completed} completed, {loads.failed} failed, {loads.migrations} moved\n"
+        f"prompt KV found: {_hits(loads.kv_index.prefill)} by prefill, "
+        f"{_hits(loads.kv_index.decode)} by decode workers; "
+        f"{loads.kv_index.blocks:,} blocks in the index"
     )
+
+
+def _hits(hits: KvHits) -> str:
+    predicted = hits.predicted_tokens / max(1, hits.prompt_tokens)
+    return f"{hits.rate:.0%} (predicted {predicted:.0%})"

@@ -106,6 +106,32 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class KvHits:
+    """Of prompts that workers of one phase took: tokens in all, tokens whose KV the router thought
+    the worker had or would find in the store, and tokens whose KV it had or found."""
+
+    prompt_tokens: int = 0
+    predicted_tokens: int = 0
+    found_tokens: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of prompt tokens whose KV was there."""
+        return self.found_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KvIndexStatus:
+    """What the router knows of KV: blocks with a known holder; how often it asked a worker for all
+    of its blocks, having missed changes; and how right it was."""
+
+    blocks: int
+    resyncs: int
+    prefill: KvHits
+    decode: KvHits
+
+
+@dataclass(frozen=True, slots=True)
 class ServerLoads:
     """Requests waiting in the router, being served, and ended since it started.
 
@@ -118,3 +144,4 @@ class ServerLoads:
     failed: int
     migrations: int
     workers: tuple[WorkerStatus, ...]
+    kv_index: KvIndexStatus

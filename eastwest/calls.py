@@ -13,6 +13,8 @@ from typing import Any, TypedDict
 from eastwest.answers import (
     Chunk,
     Completion,
+    KvHits,
+    KvIndexStatus,
     ServedModel,
     ServerInfo,
     ServerLoads,
@@ -215,9 +217,15 @@ def read_server(wire: inference.GetServerInfoResponse) -> ServerInfo:
 
 def read_loads(wire: inference.GetLoadsResponse) -> ServerLoads:
     workers = tuple(_read_worker(w) for w in wire.workers)
+    kv = wire.kv_index
+    index = KvIndexStatus(kv.blocks, kv.resyncs, _read_hits(kv.prefill), _read_hits(kv.decode))
     return ServerLoads(
-        wire.waiting, wire.active, wire.completed, wire.failed, wire.migrations, workers
+        wire.waiting, wire.active, wire.completed, wire.failed, wire.migrations, workers, index
     )
+
+
+def _read_hits(wire: inference.KvHits) -> KvHits:
+    return KvHits(wire.prompt_tokens, wire.predicted_tokens, wire.found_tokens)
 
 
 def _read_worker(wire: inference.WorkerStatus) -> WorkerStatus:

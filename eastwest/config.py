@@ -169,6 +169,16 @@ class RouterConfig(Section):
     sessions_max: int = Field(
         1024, ge=1, description="sessions kept at hand for when the store is away, at most"
     )
+    policy: Literal["least_loaded", "prefix", "round_robin", "power_of_two"] = Field(
+        "least_loaded",
+        description="how workers are chosen; prefix: the one that holds most of the prompt's KV, "
+        "unless it is busier than others",
+    )
+    index_blocks_max: int = Field(
+        1_000_000,
+        ge=1,
+        description="KV blocks that the router knows the holders of, at most; about 200 bytes each",
+    )
     heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
     worker_timeout_s: float = Field(
         20.0, gt=0, description="a worker silent for this long is treated as dead"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from eastwest.blocks import BlockHash
 from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
-from eastwest.types import FinishReason, Role, SampledToken, SamplingParams
+from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
 
 PROTOCOL_VERSION = 3
 
@@ -206,7 +207,12 @@ class Heartbeat:
     """The router lives: renew the leases of what it owns."""
 
 
-Command = Reserve | Prefill | Abort | Heartbeat
+@dataclass(frozen=True, slots=True)
+class ResyncKv:
+    """The router has missed KV events; answered by all of the worker's blocks, in `KvEvents`."""
+
+
+Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv
 
 # Events: worker to router.
 
@@ -300,7 +306,7 @@ class Load:
     """A worker's state, sent at least every heartbeat interval; also its sign of life.
 
     links: one entry a prefill worker. expert_tokens: pairs of token and expert that each rank
-    has computed; empty for dense models.
+    has computed; empty for dense models. kv_sequence: of the last `KvEvents` before this report.
     """
 
     free_blocks: int
@@ -317,9 +323,39 @@ class Load:
     store_available: bool
     links: tuple[KvLink, ...] = ()
     expert_tokens: tuple[int, ...] = ()
+    kv_sequence: int = 0
 
 
-Event = Reserved | Prefilled | Stepped | Failed | Load
+@dataclass(frozen=True, slots=True)
+class TierBlocks:
+    """Named blocks on one tier."""
+
+    tier: Tier
+    hashes: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvEvents:
+    """Which blocks a worker has come to hold, and to hold no more. Hints for placement.
+
+    In this order: all blocks of the tiers in `cleared` are gone, then those in `removed`, and
+    then those in `stored` are there. EXTERNAL blocks are what the worker has written to the
+    offline store or found there, or not found there; the store's own evictions nobody tells.
+
+    sequence: one more than that of the events before, from 1, whichever router they go to; a
+    worker that has lost some skips a number. whole: a part of all that the worker holds, as of
+    `sequence`, which all parts repeat; the first part clears. A router gets that when it connects
+    and when it asks for it.
+    """
+
+    sequence: int
+    cleared: tuple[Tier, ...] = ()
+    removed: tuple[TierBlocks, ...] = ()
+    stored: tuple[TierBlocks, ...] = ()
+    whole: bool = False
+
+
+Event = Reserved | Prefilled | Stepped | Failed | Load | KvEvents
 
 
 class Liveness(enum.StrEnum):

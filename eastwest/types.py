@@ -17,6 +17,14 @@ class Role(enum.StrEnum):
     DECODE = "decode"
 
 
+class Tier(enum.StrEnum):
+    """Where KV rests: in the memory of a worker's devices, of its host, or in the offline store."""
+
+    DEVICE = "device"
+    HOST = "host"
+    EXTERNAL = "external"
+
+
 class FinishReason(enum.StrEnum):
     """Why a sequence ended, in the field's words."""
 

@@ -6,21 +6,27 @@ sequence are of one group, since its ranks compute the sequence together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import Overloaded
+from engine.block_journal import BlockJournal
 from engine.blocks import BlockPool
 
 
 class BlockGroups:
-    """`groups` pools of ``num_blocks / groups`` blocks each. Holds no KV itself."""
+    """`groups` pools of ``num_blocks / groups`` blocks each. Holds no KV itself.
+
+    The journal is told of names that come to, and leave, the replica as a whole.
+    """
 
     def __init__(self, num_blocks: int, groups: int = 1) -> None:
         assert num_blocks % groups == 0, "groups have the same number of blocks"
         self.num_blocks = num_blocks
         self.group_blocks = num_blocks // groups
-        self._pools = [BlockPool(self.group_blocks) for _ in range(groups)]
+        self.journal = BlockJournal()
+        self._pools = [BlockPool(self.group_blocks, self) for _ in range(groups)]
 
     @property
     def free_blocks(self) -> int:
@@ -79,6 +85,19 @@ class BlockGroups:
         if blocks:
             group = self.group_of(blocks)
             self._pools[group].release(self._own(group, blocks))
+
+    def names(self) -> Iterable[BlockHash]:
+        """The names of all blocks that have one, each once."""
+        return dict.fromkeys(chain.from_iterable(pool.names() for pool in self._pools))
+
+    def named(self, block_hash: BlockHash) -> None:
+        """A group has given the name (`NameListener`)."""
+        self.journal.stored((block_hash,))
+
+    def unnamed(self, block_hash: BlockHash) -> None:
+        """A group has taken the name back (`NameListener`); another one may still have it."""
+        if not any(pool.match((block_hash,)) for pool in self._pools):
+            self.journal.removed((block_hash,))
 
     def check_integrity(self) -> None:
         """Assert that each block is in exactly one state and all indices agree."""

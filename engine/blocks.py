@@ -16,17 +16,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import Overloaded
 
 
+class NameListener(Protocol):
+    """Told of names as they come and go; must return quickly."""
+
+    def named(self, block_hash: BlockHash) -> None:
+        """A block has this name."""
+
+    def unnamed(self, block_hash: BlockHash) -> None:
+        """No block of the pool has this name any more."""
+
+
 class BlockPool:
     """Allocator and prefix cache of `num_blocks` blocks, numbered from 0. Holds no KV itself."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, listener: NameListener | None = None) -> None:
         assert num_blocks > 0
         self.num_blocks = num_blocks
+        self._listener = listener
         self._free = _FreeRuns(num_blocks)
         self._refs: dict[int, int] = {}
         self._hash_of: dict[int, BlockHash] = {}
@@ -46,6 +58,10 @@ class BlockPool:
     def refcounts(self) -> Mapping[int, int]:
         """References of every held block; a live, read-only view."""
         return MappingProxyType(self._refs)
+
+    def names(self) -> Iterable[BlockHash]:
+        """The names of all blocks that have one; a live view."""
+        return self._block_of.keys()
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """`count` blocks with one reference each and no name, in as few runs as possible.
@@ -97,6 +113,8 @@ class BlockPool:
         if block_hash not in self._block_of:
             self._hash_of[block] = block_hash
             self._block_of[block_hash] = block
+            if self._listener is not None:
+                self._listener.named(block_hash)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one reference of each. Of one call's blocks, later ones are evicted first,
@@ -136,7 +154,10 @@ class BlockPool:
         self._free.check_integrity()
 
     def _unname(self, block: int) -> None:
-        del self._block_of[self._hash_of.pop(block)]
+        block_hash = self._hash_of.pop(block)
+        del self._block_of[block_hash]
+        if self._listener is not None:
+            self._listener.unnamed(block_hash)
 
 
 class _FreeRuns:

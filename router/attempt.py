@@ -49,12 +49,17 @@ class Attempt:
     def decode(self) -> Worker:
         return self.placement.decode
 
+    @property
+    def to_compute_tokens(self) -> int:
+        """What the prefill worker is thought to have no KV of."""
+        return self.given_tokens - self.placement.prefill_known_tokens
+
     def share(self, worker: Worker) -> Share:
         """What it adds to `worker`'s load, until it is released."""
         here = worker is self.decode
         filling = worker is self.prefill and not self.filled
         return Share(
-            prompt_tokens=self.given_tokens if filling else 0,
+            prompt_tokens=self.to_compute_tokens if filling else 0,
             sequences=int(here),
             asked_blocks=self.placement.blocks if here and self.reserved is None else 0,
         )
@@ -67,7 +72,7 @@ class Attempt:
 
     def ask(self) -> None:
         """The reservation is about to be asked for."""
-        self.prefill.prompt_tokens += self.given_tokens
+        self.prefill.prompt_tokens += self.to_compute_tokens
         self.decode.expect(self.placement.blocks)
         self.holders.append(self.decode)
 
@@ -81,7 +86,7 @@ class Attempt:
     def fill(self) -> None:
         """The prefill worker's token is known."""
         self.filled = True
-        self.prefill.prompt_tokens -= self.given_tokens
+        self.prefill.prompt_tokens -= self.to_compute_tokens
 
     def join(self) -> None:
         """The decode worker has the KV, so the prefill worker is done."""
@@ -105,5 +110,5 @@ class Attempt:
     def release(self) -> None:
         """Take it out of its workers' load. Called once."""
         if not self.filled:
-            self.prefill.prompt_tokens -= self.given_tokens
+            self.prefill.prompt_tokens -= self.to_compute_tokens
         self.decode.release(self.placement.blocks, granted=self.reserved is not None)

@@ -198,11 +198,12 @@ class Fleet:
             return None
         return worker
 
-    def connect(self, info: WorkerInfo, now_ns: int) -> None:
+    def connect(self, info: WorkerInfo, now_ns: int) -> Worker:
         """A connection takes the place of any former one, which the caller has ended."""
         former = self._workers.get(info.worker_id)
         assert former is None or not (former.up or former.silent)
-        self._workers[info.worker_id] = Worker(info, now_ns)
+        worker = self._workers[info.worker_id] = Worker(info, now_ns)
+        return worker
 
     def up(self) -> list[Worker]:
         """The workers that are up, in order of their first appearance."""

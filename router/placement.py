@@ -22,18 +22,32 @@ STEPS_AHEAD = 2
 class Placement:
     """Who serves a request; one and the same worker where that is aggregated.
 
-    blocks: KV blocks to be reserved on the decode worker.
+    blocks: KV blocks to be reserved on the decode worker. prefill_known_tokens,
+    decode_known_tokens: prompt tokens whose KV each is thought to have, or to find in the store.
     """
 
     prefill: Worker
     decode: Worker
     blocks: int
+    prefill_known_tokens: int = 0
+    decode_known_tokens: int = 0
+
+
+class Known(Protocol):
+    """What is known of a request's prompt on workers; hints, which may be late or wrong. Asking
+    for the first time costs a look-up, so ask when something depends on it."""
+
+    def cached_tokens(self, worker: Worker) -> int:
+        """Leading prompt tokens whose KV is in the worker's memory."""
+
+    def reusable_tokens(self, worker: Worker) -> int:
+        """Leading prompt tokens whose KV the worker has or can load from the store."""
 
 
 class PlacementPolicy(Protocol):
     """Chooses workers. Deterministic, and quick: it is asked whenever something has changed."""
 
-    def place(self, request: Request, workers: Sequence[Worker]) -> Placement | None:
+    def place(self, request: Request, workers: Sequence[Worker], known: Known) -> Placement | None:
         """A placement among `workers` (up, and none has just refused), or None: not at present.
 
         Workers are read, never changed.
@@ -73,12 +87,12 @@ class LeastLoaded:
     """Fewest sequences to share decode steps with, then fewest prompt tokens to wait for, then
     most free blocks, then the lesser name."""
 
-    def place(self, request: Request, workers: Sequence[Worker]) -> Placement | None:
+    def place(self, request: Request, workers: Sequence[Worker], known: Known) -> Placement | None:
         prefill: dict[str, Worker] = {}
         for worker in workers:
             if worker.info.role is Role.PREFILL and takes_prompt(worker):
                 best = prefill.get(worker.kind)
-                if best is None or _prefill_load(worker) < _prefill_load(best):
+                if best is None or prefill_load(worker) < prefill_load(best):
                     prefill[worker.kind] = worker
         chosen: Placement | None = None
         least = None
@@ -86,7 +100,7 @@ class LeastLoaded:
             source = worker if worker.info.role is Role.AGGREGATED else prefill.get(worker.kind)
             if source is None or not worker.decodes or not takes_prompt(source):
                 continue
-            load = _load(source, worker)
+            load = pair_load(source, worker)
             if least is None or load < least:
                 blocks = worker.blocks_of(request)
                 if has_room(worker, blocks):
@@ -94,11 +108,13 @@ class LeastLoaded:
         return chosen
 
 
-def _prefill_load(worker: Worker) -> tuple[int, str]:
+def prefill_load(worker: Worker) -> tuple[int, str]:
+    """What a prompt waits for at a prefill worker; less is better."""
     return worker.waiting_tokens, worker.worker_id
 
 
-def _load(prefill: Worker, decode: Worker) -> tuple[int, int, int, str]:
+def pair_load(prefill: Worker, decode: Worker) -> tuple[int, int, int, str]:
+    """What a request finds at a pair; less is better."""
     return (
         decode.decoding_sequences,
         prefill.waiting_tokens,

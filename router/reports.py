@@ -9,6 +9,7 @@ from eastwest.messages import PROTOCOL_VERSION, Liveness, ModelInfo
 from eastwest.v1 import inference_pb2 as inference
 from router.fleet import WorkerView
 from router.links import WorkerLink
+from router.requests import PhaseHits
 from router.scheduler import Loads
 
 
@@ -46,6 +47,20 @@ def loads_report(loads: Loads, links: Iterable[WorkerLink]) -> inference.GetLoad
         completed=loads.counters.completed,
         failed=sum(loads.counters.failed.values()),
         migrations=loads.counters.migrations,
+        kv_index=inference.KvIndexStatus(
+            blocks=loads.kv.hashes,
+            resyncs=loads.kv.resyncs,
+            prefill=_hits(loads.kv.prefill),
+            decode=_hits(loads.kv.decode),
+        ),
+    )
+
+
+def _hits(hits: PhaseHits) -> inference.KvHits:
+    return inference.KvHits(
+        prompt_tokens=hits.prompt_tokens,
+        predicted_tokens=hits.predicted_tokens,
+        found_tokens=hits.found_tokens,
     )
 
 

@@ -116,6 +116,22 @@ Action = Send | Deliver | End
 
 
 @dataclass(slots=True)
+class PhaseHits:
+    """Of prompts that workers of one phase took: tokens in all, tokens whose KV they were thought
+    to have or to find in the store, and tokens whose KV they then had or found."""
+
+    prompt_tokens: int = 0
+    predicted_tokens: int = 0
+    found_tokens: int = 0
+
+    def count(self, prompt_tokens: int, predicted_tokens: int, found_tokens: int) -> None:
+        """One more prompt."""
+        self.prompt_tokens += prompt_tokens
+        self.predicted_tokens += predicted_tokens
+        self.found_tokens += found_tokens
+
+
+@dataclass(slots=True)
 class Counters:
     """Endings since the start, and how often those requests were moved."""
 

@@ -17,6 +17,7 @@ from eastwest.messages import (
     Event,
     Failed,
     Heartbeat,
+    KvEvents,
     Load,
     Prefilled,
     Reserved,
@@ -26,8 +27,10 @@ from eastwest.messages import (
 from router.admission import Admission
 from router.fair_queue import FairQueue
 from router.fleet import Fleet, Worker, WorkerView
+from router.kv_view import KvReport, KvView
 from router.lifecycle import Lifecycle, State
-from router.placement import LeastLoaded, Placement, PlacementPolicy, can_serve
+from router.placement import Placement, PlacementPolicy, can_serve
+from router.policies import policy_of
 from router.requests import Action, Counters, Marks, Request
 from router.settling import Settling
 from router.timers import Timers
@@ -41,6 +44,7 @@ class Loads:
     active: int
     counters: Counters
     workers: tuple[WorkerView, ...]
+    kv: KvReport
     stale_events: int = 0
 
 
@@ -49,10 +53,11 @@ class Scheduler:
 
     def __init__(self, config: RouterConfig, policy: PlacementPolicy | None = None) -> None:
         self._config = config
-        self._policy = policy or LeastLoaded()
+        self._policy = policy or policy_of(config.policy)
         self._heartbeat_ns = ns(config.heartbeat_s)
         self._silence_ns = ns(config.worker_timeout_s)
         self._fleet = Fleet()
+        self._kv = KvView(config.index_blocks_max)
         self._queue = FairQueue()
         self._admission = Admission(config.queue_max, self._queue)
         self._timers = Timers()
@@ -117,7 +122,7 @@ class Scheduler:
             if info.epoch < former.info.epoch:
                 return []
             self._lose(former, "it has connected anew", now_ns, out)
-        self._fleet.connect(info, now_ns)
+        self._kv.connect(self._fleet.connect(info, now_ns))
         self._begin_pulse(now_ns)
         self._dispatch(now_ns, out)
         return out
@@ -144,8 +149,11 @@ class Scheduler:
             self._begin_pulse(now_ns)
         if isinstance(event, Stepped):
             room |= self._stepped(worker, event, now_ns, out)
+        elif isinstance(event, KvEvents):
+            self._kv.hear(worker, event, out)
         elif isinstance(event, Load):
             worker.report(event)
+            self._kv.hear_sequence(worker, event.kv_sequence, out)
             room = True
         else:
             room |= self._answered(worker, event, now_ns, out)
@@ -189,6 +197,7 @@ class Scheduler:
                 self._lose(worker, silence, now_ns, out, silent=True)
             else:
                 out.append(worker.send(Heartbeat()))
+        self._kv.tidy()
         self._pulse_ns = now_ns + self._heartbeat_ns if self._fleet.up() else None
 
     # Views.
@@ -204,6 +213,7 @@ class Scheduler:
             active=self._active,
             counters=counters,
             workers=self._fleet.views(),
+            kv=self._kv.report(),
             stale_events=self._stale_events,
         )
 
@@ -239,10 +249,15 @@ class Scheduler:
             if isinstance(event, Failed):
                 self._settling.failed(event.request_id, worker, out)
             return False
+        attempt, state = life.attempt, life.state
         if isinstance(event, Reserved):
             life.reserved(worker, event, now_ns, out)
+            if state is State.RESERVING and life.state is State.PREFILLING:
+                self._kv.reserved(attempt, event)
         elif isinstance(event, Prefilled):
             life.prefilled(worker, event, now_ns, out)
+            if state is State.PREFILLING and life.state is not state:
+                self._kv.prefilled(attempt, event)
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
@@ -261,6 +276,8 @@ class Scheduler:
         """A worker is gone, or treated as such."""
         was_up = worker.up
         worker.fall(silent=silent)
+        if not silent:
+            self._kv.leave(worker)
         if not was_up:
             return
         self._settling.bereave(worker, out)
@@ -286,6 +303,7 @@ class Scheduler:
     def _forget(self, life: Lifecycle, now_ns: int) -> None:
         request_id = life.request.request_id
         del self._lives[request_id]
+        self._kv.forget(request_id)
         self._timers.cancel(request_id)
         served = request_id not in self._queue
         self._queue.end(life)
@@ -336,7 +354,15 @@ class Scheduler:
             others = [w for w in workers if w not in life.failed_on]
             workers = others if can_serve(others) else workers
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
-        return self._policy.place(life.request, willing)
+        known = self._kv.known(life.request)
+        placement = self._policy.place(life.request, willing, known)
+        if placement is None:
+            return None
+        return replace(
+            placement,
+            prefill_known_tokens=known.reusable_tokens(placement.prefill),
+            decode_known_tokens=known.reusable_tokens(placement.decode),
+        )
 
     def check_integrity(self) -> None:
         """Assert that tables, queue, timers and load estimates agree."""
@@ -352,5 +378,6 @@ class Scheduler:
         assert all(request_id in self._timers for request_id in self._lives)
         assert len(self._settling) <= self._config.active_max
         assert self._pulse_ns is not None or not self._fleet.up()
+        self._kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
         for worker in self._fleet:
             worker.check_integrity(life.share(worker) for life in active)

@@ -2,15 +2,16 @@
 
     Hello ──▶ Welcome ──▶ Commands / Events … ──▶ stream ends: what the router owned is ended
 
-Events that pile up while a write is under way leave together in one message. A router that does
-not read them is cut off when `EVENTS_MAX` are waiting.
+Events that pile up while a write is under way leave together in one message, and changes of named
+blocks with them. A router that does not read them is cut off when `EVENTS_MAX` are waiting. Of KV
+events it merely misses some when `KV_EVENTS_MAX` wait; it sees the gap and asks for the whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 import grpc.aio
@@ -24,7 +25,15 @@ from eastwest.errors import (
     StaleEpoch,
     Unavailable,
 )
-from eastwest.messages import PROTOCOL_VERSION, Command, Event, Load, WorkerInfo
+from eastwest.messages import (
+    PROTOCOL_VERSION,
+    Command,
+    Event,
+    KvEvents,
+    Load,
+    ResyncKv,
+    WorkerInfo,
+)
 from eastwest.rpc import abort_with
 from eastwest.v1 import worker_pb2, worker_pb2_grpc
 from kv_transfer.auditor import Audit
@@ -32,6 +41,7 @@ from kv_transfer.auditor import Audit
 log = logging.getLogger(__name__)
 
 EVENTS_MAX = 65_536
+KV_EVENTS_MAX = 256
 
 _Context = grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage]
 
@@ -48,6 +58,12 @@ class CommandHandler(Protocol):
     def load(self) -> Load:
         """The worker's state now."""
 
+    def kv_events(self) -> Iterable[KvEvents]:
+        """How named blocks have changed since the last call; each change is given once."""
+
+    def kv_whole(self) -> Iterable[KvEvents]:
+        """All named blocks, for a router that knows nothing of them."""
+
     def audit(self) -> Audit:
         """Ledger against what is held."""
 
@@ -61,6 +77,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._events: list[worker_pb2.Event] = []
+        self._kv_events = 0
         self._ready = asyncio.Event()
         self._broken: EastWestError | None = None
 
@@ -71,17 +88,27 @@ class _Outbox:
             self._events.append(wire.event_to_wire(event))
             self._ready.set()
 
+    def put_kv(self, event: worker_pb2.Event) -> None:
+        """A change of named blocks. It makes nobody wait, and is dropped where too many do."""
+        if self._kv_events < KV_EVENTS_MAX:
+            self._kv_events += 1
+            self._events.append(event)
+            self._ready.set()
+
     def break_off(self, error: EastWestError) -> None:
         self._broken = error
         self._ready.set()
 
-    async def take(self) -> list[worker_pb2.Event]:
-        """All waiting events, at least one; raises what broke the stream."""
+    async def wait(self) -> None:
+        """Until events are waiting; raises what broke the stream."""
         await self._ready.wait()
         if self._broken is not None:
             raise self._broken
+
+    def take(self) -> list[worker_pb2.Event]:
+        """All waiting events."""
         self._ready.clear()
-        events, self._events = self._events, []
+        events, self._events, self._kv_events = self._events, [], 0
         return events
 
 
@@ -126,7 +153,7 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
             welcome = worker_pb2.WorkerMessage(welcome=wire.welcome_to_wire(info))
             await context.write(welcome)
             tasks = [
-                asyncio.create_task(self._read(router_id, info.epoch, request_iterator)),
+                asyncio.create_task(self._read(router_id, outbox, info.epoch, request_iterator)),
                 asyncio.create_task(self._write(outbox, info.epoch, context)),
                 asyncio.create_task(self._report_load(router_id)),
             ]
@@ -171,7 +198,21 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
             former.break_off(Unavailable("the router has connected anew"))
             self._handler.router_gone(router_id)
         outbox = self._outboxes[router_id] = _Outbox()
+        self._resync(outbox)
         return outbox
+
+    def _flush_kv(self) -> None:
+        """What has changed of named blocks goes to all routers."""
+        for events in self._handler.kv_events():
+            event = wire.event_to_wire(events)
+            for outbox in self._outboxes.values():
+                outbox.put_kv(event)
+
+    def _resync(self, outbox: _Outbox) -> None:
+        """All named blocks go to one router, in order with the changes before and after."""
+        self._flush_kv()
+        for events in self._handler.kv_whole():
+            outbox.put(events)
 
     async def _hello(self, messages: AsyncIterator[worker_pb2.RouterMessage]) -> str:
         message = await anext(aiter(messages), None)
@@ -188,7 +229,11 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         return hello.router_id
 
     async def _read(
-        self, router_id: str, epoch: int, messages: AsyncIterator[worker_pb2.RouterMessage]
+        self,
+        router_id: str,
+        outbox: _Outbox,
+        epoch: int,
+        messages: AsyncIterator[worker_pb2.RouterMessage],
     ) -> None:
         async for message in messages:
             if message.WhichOneof("message") != "commands":
@@ -198,11 +243,17 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
                     f"commands are for epoch {message.commands.epoch}; this worker is {epoch}"
                 )
             for command in message.commands.commands:
-                self._handler.handle(router_id, wire.command_from_wire(command))
+                value = wire.command_from_wire(command)
+                if isinstance(value, ResyncKv):
+                    self._resync(outbox)
+                else:
+                    self._handler.handle(router_id, value)
 
     async def _write(self, outbox: _Outbox, epoch: int, context: _Context) -> None:
         while True:
-            events = worker_pb2.Events(epoch=epoch, events=await outbox.take())
+            await outbox.wait()
+            self._flush_kv()
+            events = worker_pb2.Events(epoch=epoch, events=outbox.take())
             await context.write(worker_pb2.WorkerMessage(events=events))
 
     async def _report_load(self, router_id: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from eastwest.blocks import BlockHash
+from eastwest.messages import KvEvents
+from eastwest.types import Tier
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit, audit
 from kv_transfer.ledger import Ledger, Owner
@@ -55,6 +57,19 @@ class Holdings:
         """Name full blocks, so that later prompts can share them."""
         for block, block_hash in zip(blocks, hashes, strict=True):
             self.pool.publish(block, block_hash)
+
+    def note_stored(self, hashes: Sequence[BlockHash], absent: Sequence[BlockHash] = ()) -> None:
+        """The offline store has `hashes`, and none of `absent`."""
+        self.pool.journal.stored(hashes, Tier.EXTERNAL)
+        self.pool.journal.removed(absent, Tier.EXTERNAL)
+
+    def kv_events(self) -> list[KvEvents]:
+        """How named blocks have changed since the last call; each change is given once."""
+        return self.pool.journal.take()
+
+    def kv_whole(self) -> list[KvEvents]:
+        """All named blocks, for a router that knows nothing of them."""
+        return self.pool.journal.whole(self.pool.names())
 
     def pass_on(self, owner: Owner, successor: Owner, keep: int) -> tuple[int, ...]:
         """The first `keep` blocks of `owner` go to `successor`, without a lease; the others are

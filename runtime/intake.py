@@ -73,6 +73,8 @@ class Intake:
         However it ends, nothing touches the blocks afterwards.
         """
         missing, blocks = hashes[taken.shared :], taken.blocks[taken.shared : len(hashes)]
-        loaded = await load_stored(self._store, self._kv, missing, blocks)
+        loaded, ended = await load_stored(self._store, self._kv, missing, blocks)
         self._holdings.publish(blocks[:loaded], missing[:loaded])
+        absent = missing[loaded : loaded + 1] if ended else ()
+        self._holdings.note_stored(missing[:loaded], absent)
         return loaded

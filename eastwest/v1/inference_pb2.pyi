@@ -295,20 +295,44 @@ class GetLoadsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadsResponse(_message.Message):
-    __slots__ = ("waiting", "active", "workers", "completed", "failed", "migrations")
+    __slots__ = ("waiting", "active", "workers", "completed", "failed", "migrations", "kv_index")
     WAITING_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_INDEX_FIELD_NUMBER: _ClassVar[int]
     waiting: int
     active: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     completed: int
     failed: int
     migrations: int
-    def __init__(self, waiting: _Optional[int] = ..., active: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., migrations: _Optional[int] = ...) -> None: ...
+    kv_index: KvIndexStatus
+    def __init__(self, waiting: _Optional[int] = ..., active: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., migrations: _Optional[int] = ..., kv_index: _Optional[_Union[KvIndexStatus, _Mapping]] = ...) -> None: ...
+
+class KvIndexStatus(_message.Message):
+    __slots__ = ("blocks", "resyncs", "prefill", "decode")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RESYNCS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    resyncs: int
+    prefill: KvHits
+    decode: KvHits
+    def __init__(self, blocks: _Optional[int] = ..., resyncs: _Optional[int] = ..., prefill: _Optional[_Union[KvHits, _Mapping]] = ..., decode: _Optional[_Union[KvHits, _Mapping]] = ...) -> None: ...
+
+class KvHits(_message.Message):
+    __slots__ = ("prompt_tokens", "predicted_tokens", "found_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    predicted_tokens: int
+    found_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., predicted_tokens: _Optional[int] = ..., found_tokens: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker_id", "epoch", "role", "liveness", "address", "layout", "num_blocks", "block_tokens", "free_blocks", "cached_blocks", "running", "waiting", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "kv_dtype", "links", "expert_tokens")

@@ -32,16 +32,18 @@ class Commands(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("reserve", "prefill", "abort", "heartbeat")
+    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv")
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_KV_FIELD_NUMBER: _ClassVar[int]
     reserve: Reserve
     prefill: Prefill
     abort: AbortWork
     heartbeat: Heartbeat
-    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    resync_kv: ResyncKv
+    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output")
@@ -114,6 +116,10 @@ class AbortWork(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResyncKv(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -254,18 +260,20 @@ class Events(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("reserved", "prefilled", "stepped", "failed", "load")
+    __slots__ = ("reserved", "prefilled", "stepped", "failed", "load", "kv")
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     reserved: Reserved
     prefilled: Prefilled
     stepped: Stepped
     failed: Failed
     load: Load
-    def __init__(self, reserved: _Optional[_Union[Reserved, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    kv: KvEvents
+    def __init__(self, reserved: _Optional[_Union[Reserved, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv: _Optional[_Union[KvEvents, _Mapping]] = ...) -> None: ...
 
 class Reserved(_message.Message):
     __slots__ = ("request_id", "ticket", "cached_tokens", "loaded_tokens")
@@ -352,7 +360,7 @@ class Failed(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "links", "expert_tokens")
+    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "links", "expert_tokens", "kv_sequence")
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +375,7 @@ class Load(_message.Message):
     STORE_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     free_blocks: int
     cached_blocks: int
     num_blocks: int
@@ -381,7 +390,8 @@ class Load(_message.Message):
     store_available: bool
     links: _containers.RepeatedCompositeFieldContainer[KvLink]
     expert_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[KvLink, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    kv_sequence: int
+    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[KvLink, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kv_sequence: _Optional[int] = ...) -> None: ...
 
 class KvLink(_message.Message):
     __slots__ = ("source", "transport", "transfers", "bytes")
@@ -394,6 +404,28 @@ class KvLink(_message.Message):
     transfers: int
     bytes: int
     def __init__(self, source: _Optional[str] = ..., transport: _Optional[str] = ..., transfers: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class KvEvents(_message.Message):
+    __slots__ = ("sequence", "cleared", "removed", "stored", "whole")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    cleared: _containers.RepeatedScalarFieldContainer[str]
+    removed: _containers.RepeatedCompositeFieldContainer[TierBlocks]
+    stored: _containers.RepeatedCompositeFieldContainer[TierBlocks]
+    whole: bool
+    def __init__(self, sequence: _Optional[int] = ..., cleared: _Optional[_Iterable[str]] = ..., removed: _Optional[_Iterable[_Union[TierBlocks, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[TierBlocks, _Mapping]]] = ..., whole: _Optional[bool] = ...) -> None: ...
+
+class TierBlocks(_message.Message):
+    __slots__ = ("tier", "hashes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    hashes: bytes
+    def __init__(self, tier: _Optional[str] = ..., hashes: _Optional[bytes] = ...) -> None: ...
 
 class AuditRequest(_message.Message):
     __slots__ = ()

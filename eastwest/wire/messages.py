@@ -5,6 +5,7 @@ from __future__ import annotations
 from eastwest import messages as m
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
 from eastwest.v1 import worker_pb2 as worker
+from eastwest.wire.kv_events import kv_events_from_wire, kv_events_to_wire
 from eastwest.wire.values import (
     finish_from_wire,
     finish_to_wire,
@@ -58,6 +59,8 @@ def command_to_wire(command: m.Command) -> worker.Command:
             return worker.Command(abort=worker.AbortWork(request_id=command.request_id))
         case m.Heartbeat():
             return worker.Command(heartbeat=worker.Heartbeat())
+        case m.ResyncKv():
+            return worker.Command(resync_kv=worker.ResyncKv())
 
 
 def command_from_wire(wire: worker.Command) -> m.Command:
@@ -91,8 +94,12 @@ def command_from_wire(wire: worker.Command) -> m.Command:
             return m.Abort(wire.abort.request_id)
         case "heartbeat":
             return m.Heartbeat()
+        case "resync_kv":
+            return m.ResyncKv()
         case _:
-            raise InvalidArgument("a command is empty; allowed: reserve, prefill, abort, heartbeat")
+            raise InvalidArgument(
+                "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv"
+            )
 
 
 # Events.
@@ -135,7 +142,7 @@ def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
 _LOAD_FIELDS = (
     "free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens",
     "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes",
-    "store_available",
+    "store_available", "kv_sequence",
 )  # fmt: skip
 
 
@@ -187,6 +194,8 @@ def event_to_wire(event: m.Event) -> worker.Event:
             ]
             load = worker.Load(links=links, expert_tokens=event.expert_tokens, **fields)
             return worker.Event(load=load)
+        case m.KvEvents():
+            return worker.Event(kv=kv_events_to_wire(event))
 
 
 def event_from_wire(wire: worker.Event) -> m.Event:
@@ -230,7 +239,9 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                 ),
                 expert_tokens=tuple(load.expert_tokens),
             )
+        case "kv":
+            return kv_events_from_wire(wire.kv)
         case _:
             raise InvalidArgument(
-                "an event is empty; allowed: reserved, prefilled, stepped, failed, load"
+                "an event is empty; allowed: reserved, prefilled, stepped, failed, load, kv"
             )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eastwest.blocks import block_hashes, hash_seed
+from eastwest.blocks import BlockHash, block_hashes, hash_seed
 from eastwest.errors import Overloaded
 from engine.block_groups import BlockGroups
 
@@ -26,6 +26,7 @@ def test_blocks_are_taken_from_one_group_and_given_back_to_it(
     rng = random.Random(seed)
     pool = BlockGroups(groups * group_blocks, groups)
     held: list[list[int]] = []
+    told: set[BlockHash] = set()
     for _ in range(60):
         if held and rng.random() < 0.4:
             pool.release(held.pop(rng.randrange(len(held))))
@@ -44,6 +45,11 @@ def test_blocks_are_taken_from_one_group_and_given_back_to_it(
             pool.publish(block, block_hash)
         held.append(blocks)
         pool.check_integrity()
+        if rng.random() < 0.5:
+            for events in pool.journal.take():
+                told -= {h for gone in events.removed for h in gone.hashes}
+                told |= {h for here in events.stored for h in here.hashes}
+            assert told == set(pool.names())
     assert sum(pool.refcounts().values()) == sum(map(len, held))
     for blocks in held:
         pool.release(blocks)

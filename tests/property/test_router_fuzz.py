@@ -9,16 +9,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from eastwest.blocks import block_hashes, hash_seed
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
 from eastwest.errors import Cancelled, EastWestError, ErrorCode, Phase
 from eastwest.messages import (
     Event,
     Failed,
+    KvEvents,
     Liveness,
     Prefill,
     Prefilled,
@@ -26,9 +30,10 @@ from eastwest.messages import (
     Reserved,
     SequenceOutput,
     Stepped,
+    TierBlocks,
 )
 from eastwest.testing.builders import a_load, a_ticket, a_worker, some_tokens
-from eastwest.types import FinishReason, Role
+from eastwest.types import FinishReason, Role, Tier
 from router.requests import Action, Deliver, End, Outcome, Send
 from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request
@@ -38,6 +43,11 @@ ROLES = {"p": Role.PREFILL, "d": Role.DECODE, "a": Role.AGGREGATED}
 REQUESTS = st.sampled_from(["r0", "r1", "r2", "r3", "r4"])
 FINISHES = st.sampled_from([None, None, None, *FinishReason])
 TIMEOUT_S = 30.0
+CHAIN = block_hashes(a_request(tokens=200, max_tokens=4).prompt, 16, hash_seed("f" * 32, ""))
+POLICIES = st.sampled_from(["least_loaded", "prefix", "round_robin", "power_of_two"])
+
+
+CONFIG = RouterConfig(queue_max=3, active_max=2, heartbeat_s=1, worker_timeout_s=5)
 
 
 class AnyWords(RuleBasedStateMachine):
@@ -45,8 +55,7 @@ class AnyWords(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        config = RouterConfig(queue_max=3, active_max=2, heartbeat_s=1, worker_timeout_s=5)
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(CONFIG)
         self.now_ns = 0
         self.epochs: dict[str, int] = {}
         self.works: list[str] = ["r0#0"]
@@ -54,6 +63,11 @@ class AnyWords(RuleBasedStateMachine):
         self.prefiller: dict[str, str] = {}
         self.tokens: dict[str, list[int]] = {}
         self.told = 0
+
+    @initialize(policy=POLICIES, blocks_max=st.sampled_from([4, 1000]))
+    def choose(self, policy: str, blocks_max: int) -> None:
+        changes = {"policy": policy, "index_blocks_max": blocks_max}
+        self.scheduler = Scheduler(CONFIG.model_copy(update=changes))
 
     def tell(self, actions: list[Action]) -> None:
         for action in actions:
@@ -173,9 +187,36 @@ class AnyWords(RuleBasedStateMachine):
     def recent(self, work: int) -> str:
         return self.works[-min(work, len(self.works))]
 
-    @rule(worker=WORKERS, free=st.integers(0, 16))
-    def load(self, worker: str, free: int) -> None:
-        self.say(worker, a_load(free_blocks=free, num_blocks=16))
+    @rule(worker=WORKERS, free=st.integers(0, 16), sequence=st.integers(0, 4))
+    def load(self, worker: str, free: int, sequence: int) -> None:
+        load = a_load(free_blocks=free, num_blocks=16)
+        self.say(worker, replace(load, kv_sequence=sequence))
+
+    @rule(
+        worker=WORKERS,
+        sequence=st.integers(0, 4),
+        blocks=st.lists(st.integers(0, 12), max_size=8),
+        tier=st.sampled_from(Tier),
+        words=st.tuples(*[st.booleans()] * 3),
+    )
+    def kv(
+        self,
+        worker: str,
+        sequence: int,
+        blocks: list[int],
+        tier: Tier,
+        words: tuple[bool, bool, bool],
+    ) -> None:
+        cleared, there, whole = words
+        hashes = (TierBlocks(tier, tuple(CHAIN[n % len(CHAIN)] for n in blocks)),)
+        events = KvEvents(
+            sequence,
+            cleared=(tier,) if cleared else (),
+            removed=() if there else hashes,
+            stored=hashes if there else (),
+            whole=whole,
+        )
+        self.say(worker, events)
 
     @rule(delay_s=st.sampled_from([0.0, 0.1, 1.0, 7.0]))
     def wait(self, delay_s: float) -> None:

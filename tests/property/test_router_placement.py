@@ -1,26 +1,30 @@
-"""What least-loaded placement keeps to, over any fleet.
+"""What placement keeps to, over any fleet; the last two for least-loaded placement alone.
 
 1. It places where some pair fits, and only there.
 2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice.
 3. A decode worker is asked for more than its estimated room only where nothing else is asked of
    it, and never for more than all its blocks.
 4. The order in which workers are listed does not matter.
-5. No decode worker that would fit has fewer sequences.
+5. By prefix: no decode worker has more sequences than the least loaded one and an eighth of what it
+   can run, whatever it holds.
+6. Least loaded: no decode worker that would fit has fewer sequences.
 """
 
 from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eastwest.testing.builders import a_load, a_model, a_worker
 from eastwest.types import Role
 from router.fleet import Worker
-from router.placement import LeastLoaded, can_serve, has_room
+from router.placement import Placement, can_serve, has_room
+from router.policies import policy_of
 from router.requests import Request
-from tests.unit.router.builders import a_request
+from tests.unit.router.builders import SomeKnown, a_request
 
 
 @st.composite
@@ -54,18 +58,18 @@ def fleets(draw: st.DrawFn) -> list[Worker]:
 REQUESTS = st.builds(a_request, tokens=st.integers(1, 600), max_tokens=st.integers(1, 50))
 
 
-@given(fleets(), REQUESTS, st.randoms(use_true_random=False))
+NAMES = [f"w{index}" for index in range(8)]
+KNOWN = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 600)).map(SomeKnown)
+POLICIES = ("least_loaded", "prefix", "round_robin", "power_of_two")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(fleets(), REQUESTS, KNOWN, st.randoms(use_true_random=False))
 def test_placement_keeps_its_rules(
-    workers: list[Worker], request: Request, rng: random.Random
+    name: str, workers: list[Worker], request: Request, known: SomeKnown, rng: random.Random
 ) -> None:
-    fitting = [
-        w
-        for w in workers
-        if w.decodes
-        and has_room(w, w.blocks_of(request))
-        and can_serve([w, *(p for p in workers if p.info.role is Role.PREFILL)])
-    ]
-    placement = LeastLoaded().place(request, workers)
+    fitting = _fitting(workers, request)
+    placement = policy_of(name).place(request, workers, known)
     if placement is None:
         assert not fitting
         return
@@ -78,6 +82,23 @@ def test_placement_keeps_its_rules(
     else:
         assert (prefill.info.role, decode.info.role) == (Role.PREFILL, Role.DECODE)
         assert prefill.kind == decode.kind
-    assert decode.decoding_sequences == min(w.decoding_sequences for w in fitting)
     shuffled = rng.sample(workers, len(workers))
-    assert LeastLoaded().place(request, shuffled) == placement
+    assert policy_of(name).place(request, shuffled, known) == placement
+    _check_balance(name, fitting, placement)
+
+
+def _check_balance(name: str, fitting: list[Worker], placement: Placement) -> None:
+    least = min(w.decoding_sequences for w in fitting)
+    spread = {"least_loaded": 0, "prefix": placement.decode.info.running_max // 8}.get(name)
+    if spread is not None:
+        assert placement.decode.decoding_sequences <= least + spread
+
+
+def _fitting(workers: list[Worker], request: Request) -> list[Worker]:
+    return [
+        w
+        for w in workers
+        if w.decodes
+        and has_room(w, w.blocks_of(request))
+        and can_serve([w, *(p for p in workers if p.info.role is Role.PREFILL)])
+    ]

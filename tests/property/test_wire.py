@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eastwest import wire
+from eastwest.blocks import HASH_BYTES
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
 from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
 from eastwest.messages import (
@@ -22,6 +23,7 @@ from eastwest.messages import (
     Failed,
     FirstStep,
     Heartbeat,
+    KvEvents,
     KvLink,
     KvSource,
     Load,
@@ -31,13 +33,15 @@ from eastwest.messages import (
     RankEndpoint,
     Reserve,
     Reserved,
+    ResyncKv,
     SequenceOutput,
     Stepped,
     Ticket,
+    TierBlocks,
     Transport,
     WorkerInfo,
 )
-from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, TopLogprob
+from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier, TopLogprob
 from eastwest.v1 import worker_pb2
 
 TEXT = st.text(max_size=12)
@@ -85,6 +89,7 @@ COMMANDS = st.one_of(
     st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT, IDS),
     st.builds(Abort, TEXT),
     st.just(Heartbeat()),
+    st.just(ResyncKv()),
 )
 FINISH = st.none() | st.sampled_from(FinishReason)
 OUTPUT = st.builds(
@@ -94,6 +99,9 @@ OUTPUT = st.builds(
     FINISH,
     st.none() | st.builds(FirstStep, NS, NS, NS, NS, NS),
 )
+TIER = st.sampled_from(Tier)
+HASHES = st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=3).map(tuple)
+BLOCKS = st.lists(st.builds(TierBlocks, TIER, HASHES), max_size=3).map(tuple)
 EVENTS = st.one_of(
     st.builds(Reserved, TEXT, TICKET, COUNT, COUNT),
     st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
@@ -105,7 +113,9 @@ EVENTS = st.one_of(
         st.booleans(),
         links=st.lists(st.builds(KvLink, TEXT, TRANSPORT, NS, NS), max_size=3).map(tuple),
         expert_tokens=st.lists(NS, max_size=3).map(tuple),
+        kv_sequence=NS,
     ),
+    st.builds(KvEvents, NS, st.lists(TIER, max_size=3).map(tuple), BLOCKS, BLOCKS, st.booleans()),
 )
 MODEL = st.builds(ModelInfo, TEXT, TEXT, TEXT, TEXT, SIZE, SIZE, IDS, KV)
 INFO = st.builds(
@@ -154,3 +164,12 @@ def test_4_unknown_values_are_refused() -> None:
         wire.event_from_wire(worker_pb2.Event(failed={"code": "x", "phase": "queue"}))
     with pytest.raises(InvalidArgument, match="empty"):
         wire.command_from_wire(worker_pb2.Command())
+    with pytest.raises(InvalidArgument, match="tier is 'attic'; allowed: device"):
+        wire.event_from_wire(worker_pb2.Event(kv={"cleared": ["attic"]}))
+
+
+def test_hashes_that_are_cut_short_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="take 17 bytes; allowed: a multiple of 16"):
+        wire.event_from_wire(
+            worker_pb2.Event(kv={"stored": [{"tier": "device", "hashes": bytes(17)}]})
+        )

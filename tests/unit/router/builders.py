@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from eastwest.clock import ns
 from eastwest.types import SamplingParams
+from router.fleet import Worker
 from router.requests import Request
+
+
+@dataclass(frozen=True, slots=True)
+class SomeKnown:
+    """Implements `Known`: cached tokens by worker id, none for others, and nothing stored."""
+
+    cached: Mapping[str, int] = field(default_factory=dict)
+
+    def cached_tokens(self, worker: Worker) -> int:
+        return self.cached.get(worker.worker_id, 0)
+
+    def reusable_tokens(self, worker: Worker) -> int:
+        return self.cached_tokens(worker)
 
 
 def a_request(

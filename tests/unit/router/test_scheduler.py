@@ -31,7 +31,7 @@ from eastwest.messages import (
 from eastwest.testing.builders import a_load, a_model, a_ticket, a_worker, some_tokens
 from eastwest.types import FinishReason, Role
 from router.fleet import Worker
-from router.placement import Placement
+from router.placement import Known, Placement
 from router.requests import Action, End, Outcome, Request, Send
 from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request
@@ -197,7 +197,9 @@ def test_a_policy_of_ones_own_decides() -> None:
     class Last:
         """The last of each role."""
 
-        def place(self, request: Request, workers: Sequence[Worker]) -> Placement | None:
+        def place(
+            self, request: Request, workers: Sequence[Worker], known: Known
+        ) -> Placement | None:
             prefill = [w for w in workers if w.info.role is Role.PREFILL]
             decode = [w for w in workers if w.info.role is Role.DECODE]
             return Placement(prefill[-1], decode[-1], decode[-1].blocks_of(request))

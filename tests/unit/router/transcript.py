@@ -42,6 +42,7 @@ from eastwest.messages import (
     Prefilled,
     Reserve,
     Reserved,
+    ResyncKv,
     SequenceOutput,
     Stepped,
     WorkerInfo,
@@ -251,6 +252,8 @@ def _describe_command(command: Command) -> str:
             return f"abort {command.request_id}"
         case Heartbeat():
             return "heartbeat"
+        case ResyncKv():
+            return "resync"
 
 
 def _after(command: Reserve | Prefill) -> str:
