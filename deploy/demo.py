@@ -31,7 +31,9 @@ POLL_S = 0.2
 async def run_demo(config: Config, console: Console) -> None:
     """The whole story; raises a typed error where any part of it fails."""
     store = config.store.model_copy(update={"idle_s": IDLE_S})
-    config = config.model_copy(update={"store": store})
+    # A short question would be prefilled where it decodes, and no KV would move.
+    router = config.router.model_copy(update={"conditional": False})
+    config = config.model_copy(update={"store": store, "router": router})
     progress = _Progress(console)
     deployment = Deployment(config, progress=progress)
     with progress:

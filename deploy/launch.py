@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from deploy.hosting import worker_spec, worker_specs
 from deploy.replica import pool_of
+from deploy.serving_costs import serving_costs
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import Unavailable
@@ -90,7 +91,8 @@ class Deployment:
         if self.config.store.enabled and self.config.store.url is not None:
             sessions = open_session_store(self.config.store, self.config.store.url, clock)
             stack.push_async_callback(sessions.close)
-        router = Router(self.config, directory, sessions, clock, random.Random())
+        costs = serving_costs(self.config, directory)
+        router = Router(self.config, directory, sessions, clock, random.Random(), costs)
         self.router = router
         self.address = await router.start()
         self.http_address = router.http_address

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
+from eastwest.types import Slo
 
 ENV_PREFIX = "EASTWEST_"
 # The largest frame that any rank takes, whatever it sends itself.
@@ -67,6 +68,11 @@ class PoolConfig(Section):
 
     replicas: int = Field(1, ge=0, le=4096)
     layout: LayoutConfig = LayoutConfig()
+    device: str = Field(
+        "cpu",
+        description="what one rank runs on, for predictions: a device of the planner's catalogue, "
+        "or the path of a calibrated one; what it says is set right by what is measured",
+    )
     threads: int = Field(1, ge=1, le=1024, description="compute threads of one rank (CPU)")
     kv_tokens: int = Field(
         16384, ge=16, description="size of the paged KV of one data-parallel group, in tokens"
@@ -150,6 +156,16 @@ class LimitsConfig(Section):
     default_timeout_s: float = Field(600.0, gt=0, description="where the client sets no deadline")
 
 
+class SloConfig(Section):
+    """What requests should see; placement aims at it."""
+
+    ttft_s: float = Field(2.0, gt=0, description="until the first token")
+    tpot_s: float = Field(0.1, gt=0, description="for each token after it, on average")
+
+    def slo(self) -> Slo:
+        return Slo(self.ttft_s, self.tpot_s)
+
+
 class RouterConfig(Section):
     """The global router."""
 
@@ -169,10 +185,15 @@ class RouterConfig(Section):
     sessions_max: int = Field(
         1024, ge=1, description="sessions kept at hand for when the store is away, at most"
     )
-    policy: Literal["least_loaded", "prefix", "round_robin", "power_of_two"] = Field(
-        "least_loaded",
-        description="how workers are chosen; prefix: the one that holds most of the prompt's KV, "
-        "unless it is busier than others",
+    policy: Literal["cost", "least_loaded", "prefix", "round_robin", "power_of_two"] = Field(
+        "cost",
+        description="how workers are chosen; cost: by predicted times against slo; prefix: the one "
+        "that holds most of the prompt's KV, unless it is busier than others",
+    )
+    conditional: bool = Field(
+        True,
+        description="whether policy cost lets a decode worker prefill by itself where that is "
+        "predicted to be better for all",
     )
     index_blocks_max: int = Field(
         1_000_000,
@@ -205,6 +226,7 @@ class Config(Section):
     kv: KVConfig = KVConfig()
     store: StoreConfig = StoreConfig()
     limits: LimitsConfig = LimitsConfig()
+    slo: SloConfig = SloConfig()
 
     @model_validator(mode="after")
     def _roles_can_serve(self) -> Config:

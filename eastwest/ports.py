@@ -8,7 +8,7 @@ from typing import Protocol
 
 from eastwest.blocks import BlockHash
 from eastwest.layout import KVSpec, ParallelLayout, Shard
-from eastwest.messages import ModelInfo
+from eastwest.messages import ModelInfo, WorkerInfo
 from eastwest.types import SampledToken, SamplingParams
 
 Buffer = bytes | bytearray | memoryview
@@ -177,3 +177,20 @@ class BlockStore(Protocol):
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
+
+
+class ServingCosts(Protocol):
+    """What work takes on a worker, in seconds: predictions, asked for with every placement.
+
+    All are of work by itself, without what waits before it.
+    """
+
+    def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
+        """Computing `new_tokens` of a prompt behind `past_tokens` whose KV is there, in as many
+        steps as the worker needs."""
+
+    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        """One decode step of `sequences` whose contexts have `context_tokens` in all."""
+
+    def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
+        """Moving the KV of `tokens` from one worker to another."""

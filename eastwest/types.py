@@ -34,6 +34,15 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request should see. ttft_s: until its first token; tpot_s: for each one after it, on
+    average."""
+
+    ttft_s: float = 2.0
+    tpot_s: float = 0.1
+
+
 LOGPROBS_MAX = 20
 SEED_MAX = 2**63 - 1
 

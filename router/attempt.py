@@ -62,6 +62,7 @@ class Attempt:
             prompt_tokens=self.to_compute_tokens if filling else 0,
             sequences=int(here),
             asked_blocks=self.placement.blocks if here and self.reserved is None else 0,
+            context_tokens=self.given_tokens if here else 0,
         )
 
     def needs(self, worker: Worker) -> bool:
@@ -73,7 +74,7 @@ class Attempt:
     def ask(self) -> None:
         """The reservation is about to be asked for."""
         self.prefill.prompt_tokens += self.to_compute_tokens
-        self.decode.expect(self.placement.blocks)
+        self.decode.expect(self.placement.blocks, self.given_tokens)
         self.holders.append(self.decode)
 
     def grant(self, event: Reserved) -> None:
@@ -111,4 +112,5 @@ class Attempt:
         """Take it out of its workers' load. Called once."""
         if not self.filled:
             self.prefill.prompt_tokens -= self.to_compute_tokens
-        self.decode.release(self.placement.blocks, granted=self.reserved is not None)
+        granted = self.reserved is not None
+        self.decode.release(self.placement.blocks, self.given_tokens, granted=granted)

@@ -30,6 +30,7 @@ class Share(NamedTuple):
     prompt_tokens: int = 0
     sequences: int = 0
     asked_blocks: int = 0
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,10 @@ class Worker:
     """One incarnation, compared by identity.
 
     Of this router's requests: prompt_tokens are to be prefilled here; sequences decode here, or
-    will; asked_blocks are reservations not answered yet; granted_blocks those answered since the
-    last report, less what has ended since. foreign_*: what the last report held beyond that,
-    the work of other routers. orphans: work to abort if a silent worker speaks again. kind:
-    workers of one kind can feed each other: they serve the same model.
+    will, with context_tokens that they began with; asked_blocks are reservations not answered yet;
+    granted_blocks those answered since the last report, less what has ended since. foreign_*: what
+    the last report held beyond that, the work of other routers. orphans: work to abort if a silent
+    worker speaks again. kind: workers of one kind can feed each other: they serve the same model.
     """
 
     info: WorkerInfo
@@ -60,6 +61,7 @@ class Worker:
     refused_until_ns: int = 0
     prompt_tokens: int = 0
     sequences: int = 0
+    context_tokens: int = 0
     asked_blocks: int = 0
     granted_blocks: int = 0
     foreign_tokens: int = 0
@@ -132,9 +134,10 @@ class Worker:
 
     # The estimate.
 
-    def expect(self, blocks: int) -> None:
+    def expect(self, blocks: int, context_tokens: int) -> None:
         """A reservation is about to be asked for."""
         self.sequences += 1
+        self.context_tokens += context_tokens
         self.asked_blocks += blocks
 
     def grant(self, blocks: int) -> None:
@@ -142,9 +145,10 @@ class Worker:
         self.asked_blocks -= blocks
         self.granted_blocks += blocks
 
-    def release(self, blocks: int, *, granted: bool) -> None:
+    def release(self, blocks: int, context_tokens: int, *, granted: bool) -> None:
         """A reservation, made or only asked for, is over; there may be room again."""
         self.sequences -= 1
+        self.context_tokens -= context_tokens
         if granted:
             self.granted_blocks -= blocks
         else:
@@ -163,10 +167,11 @@ class Worker:
 
     def check_integrity(self, shares: Iterable[Share]) -> None:
         """Assert that the estimate is the sum of what each active request adds to it."""
-        prompt_tokens, sequences, asked_blocks = map(sum, zip(Share(), *shares, strict=True))
-        assert self.prompt_tokens == prompt_tokens
-        assert self.sequences == sequences
-        assert self.asked_blocks == asked_blocks
+        total = Share(*map(sum, zip(Share(), *shares, strict=True)))
+        assert self.prompt_tokens == total.prompt_tokens
+        assert self.sequences == total.sequences
+        assert self.asked_blocks == total.asked_blocks
+        assert self.context_tokens == total.context_tokens
         assert not (self.up and self.silent)
         assert self.silent or not self.orphans
 

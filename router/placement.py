@@ -19,11 +19,42 @@ STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is predicted of a request at a pair.
+
+    known_tokens: leading prompt tokens whose KV the prefill worker has. Seconds: queue_s until its
+    prompt's turn, prefill_s of computing the rest, transfer_s of moving KV that no compute hides,
+    step_s of a decode step with it. own, others: what it and others lose, in shares of targets.
+    """
+
+    prefill: Worker
+    decode: Worker
+    known_tokens: int
+    queue_s: float
+    prefill_s: float
+    transfer_s: float
+    step_s: float
+    own: float
+    others: float
+
+    @property
+    def score(self) -> float:
+        """Less is better."""
+        return self.own + self.others
+
+    @property
+    def diverted(self) -> bool:
+        """Whether a decode worker would prefill."""
+        return self.prefill.info.role is Role.DECODE
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
-    """Who serves a request; one and the same worker where that is aggregated.
+    """Who serves a request; one and the same worker where nothing is to move.
 
     blocks: KV blocks to be reserved on the decode worker. prefill_known_tokens,
     decode_known_tokens: prompt tokens whose KV each is thought to have, or to find in the store.
+    considered: what was predicted of it and of other pairs, best first, where the policy predicts.
     """
 
     prefill: Worker
@@ -31,11 +62,17 @@ class Placement:
     blocks: int
     prefill_known_tokens: int = 0
     decode_known_tokens: int = 0
+    considered: tuple[Candidate, ...] = ()
 
 
 class Known(Protocol):
-    """What is known of a request's prompt on workers; hints, which may be late or wrong. Asking
-    for the first time costs a look-up, so ask when something depends on it."""
+    """What is known around a request. waiting: how many requests wait, this one included.
+
+    Of its prompt on workers there are hints, which may be late or wrong. Asking for the first time
+    costs a look-up, so ask when something depends on it."""
+
+    @property
+    def waiting(self) -> int: ...
 
     def cached_tokens(self, worker: Worker) -> int:
         """Leading prompt tokens whose KV is in the worker's memory."""

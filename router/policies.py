@@ -1,4 +1,5 @@
-"""Ways of choosing a pair, besides `LeastLoaded`: by cached prefix, in turn, and by two draws.
+"""Ways of choosing a pair, besides `LeastLoaded` and `LeastCost`: by cached prefix, in turn, and by
+two draws.
 
 All choose among the same: prefill workers that take a prompt now, and decode workers that have
 room and can be fed by one of those, or are aggregated and take the prompt themselves.
@@ -10,7 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from eastwest.config import RouterConfig
 from eastwest.types import Role
+from router.cost_policy import Costs, LeastCost
 from router.fleet import Worker
 from router.placement import (
     Known,
@@ -128,15 +131,16 @@ class PowerOfTwo:
         return self._rng.sample(workers, min(2, len(workers)))
 
 
-def policy_of(name: str) -> PlacementPolicy:
+def policy_of(config: RouterConfig, costs: Costs) -> PlacementPolicy:
     """The policy that ``router.policy`` names."""
     policies: dict[str, Callable[[], PlacementPolicy]] = {
+        "cost": lambda: LeastCost(costs, conditional=config.conditional),
         "least_loaded": LeastLoaded,
         "prefix": PrefixAware,
         "round_robin": RoundRobin,
         "power_of_two": PowerOfTwo,
     }
-    return policies[name]()
+    return policies[config.policy]()
 
 
 def _spread(worker: Worker) -> int:

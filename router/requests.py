@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from eastwest.errors import EastWestError
 from eastwest.messages import Command
 from eastwest.timing import SecondTokenParts, Timing, TtftParts, split
-from eastwest.types import FinishReason, SampledToken, SamplingParams, Usage
+from eastwest.types import FinishReason, SampledToken, SamplingParams, Slo, Usage
+
+DEFAULT_SLO = Slo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Request:
 
     sampling: with its seed resolved. max_tokens: resolved, prompt + max_tokens fits the context.
     salt: the tenant's cache salt. session_id: "" for none. priority: more is more urgent, within
-    a tenant.
+    a tenant. slo: what placement aims at.
     """
 
     request_id: str
@@ -32,6 +34,7 @@ class Request:
     accepted_ns: int
     deadline_ns: int
     priority: int = 0
+    slo: Slo = DEFAULT_SLO
 
 
 @dataclass(slots=True)

@@ -24,11 +24,13 @@ from eastwest.messages import (
     Stepped,
     WorkerInfo,
 )
+from eastwest.ports import ServingCosts
 from router.admission import Admission
 from router.fair_queue import FairQueue
 from router.fleet import Fleet, Worker, WorkerView
 from router.kv_view import KvReport, KvView
 from router.lifecycle import Lifecycle, State
+from router.pace import NominalCosts, Pace
 from router.placement import Placement, PlacementPolicy, can_serve
 from router.policies import policy_of
 from router.requests import Action, Counters, Marks, Request
@@ -51,9 +53,16 @@ class Loads:
 class Scheduler:
     """See the module. Every request that `submit` takes gets exactly one `End`."""
 
-    def __init__(self, config: RouterConfig, policy: PlacementPolicy | None = None) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        policy: PlacementPolicy | None = None,
+        costs: ServingCosts | None = None,
+    ) -> None:
+        """policy: other than the configured one. costs: what work takes, where that is known."""
         self._config = config
-        self._policy = policy or policy_of(config.policy)
+        self._pace = Pace(costs or NominalCosts())
+        self._policy = policy or policy_of(config, self._pace)
         self._heartbeat_ns = ns(config.heartbeat_s)
         self._silence_ns = ns(config.worker_timeout_s)
         self._fleet = Fleet()
@@ -227,6 +236,7 @@ class Scheduler:
         """The hot path. True where a request has ended."""
         works = self._works
         ended = False
+        self._pace.stepped(worker, event.outputs, now_ns)
         for output in event.outputs:
             life = works.get(output.request_id)
             if life is not None:
@@ -257,7 +267,9 @@ class Scheduler:
         elif isinstance(event, Prefilled):
             life.prefilled(worker, event, now_ns, out)
             if state is State.PREFILLING and life.state is not state:
+                assert attempt is not None
                 self._kv.prefilled(attempt, event)
+                self._pace.prefilled(attempt, event)
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
@@ -278,6 +290,7 @@ class Scheduler:
         worker.fall(silent=silent)
         if not silent:
             self._kv.leave(worker)
+            self._pace.forget(worker)
         if not was_up:
             return
         self._settling.bereave(worker, out)
@@ -315,6 +328,7 @@ class Scheduler:
         self._counters.migrations += life.migrations
         if life.error is None:
             self._counters.completed += 1
+            self._pace.ended(life.output_tokens)
         else:
             failed = self._counters.failed
             failed[life.error.code.value] = failed.get(life.error.code.value, 0) + 1
@@ -354,7 +368,7 @@ class Scheduler:
             others = [w for w in workers if w not in life.failed_on]
             workers = others if can_serve(others) else workers
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
-        known = self._kv.known(life.request)
+        known = self._kv.known(life.request, len(self._queue))
         placement = self._policy.place(life.request, willing, known)
         if placement is None:
             return None

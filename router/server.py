@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from eastwest.clock import Clock
 from eastwest.config import Config
 from eastwest.errors import ConfigError, Unavailable
+from eastwest.ports import ServingCosts
 from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
 from router.chat_template import load_chat_template
@@ -42,7 +43,8 @@ class Router:
 
     model_dir: holds the model's tokenizer and chat template (`ModelError` where it does not).
     session_store: stays the caller's, who closes it after `stop`; None keeps sessions in this
-    process only. http_address: ``host:port`` of HTTP after `start`; None where it is off.
+    process only. costs: what work takes on the workers, where that is known. http_address:
+    ``host:port`` of HTTP after `start`; None where it is off.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Router:
         session_store: SessionStore | None,
         clock: Clock,
         rng: random.Random,
+        costs: ServingCosts | None = None,
     ) -> None:
         self._config = config
         self.router_id = f"router-{rng.getrandbits(48):012x}"
@@ -64,6 +67,7 @@ class Router:
             vocab_min=tokenizer.vocab_size,
             clock=clock,
             rng=rng,
+            costs=costs,
         )
         at_hand = MemorySessionStore(config.router.sessions_max, config.store.session_ttl_s, clock)
         self._service = InferenceService(

@@ -81,6 +81,7 @@ class InferenceService:
         rng: random.Random,
     ) -> None:
         self._limits = config.limits
+        self._slo = config.slo.slo()
         # Calls of clients that do not read stay open after their request has ended, hence twice.
         self.calls_max = 2 * (config.router.queue_max + config.router.active_max)
         self._shell = shell
@@ -228,6 +229,7 @@ class InferenceService:
             accepted_ns=accepted_ns,
             deadline_ns=deadline_ns,
             priority=ask.priority,
+            slo=self._slo,
         )
 
     async def _serve(

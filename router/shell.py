@@ -15,6 +15,7 @@ from eastwest.clock import Clock, seconds
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase, Unavailable
 from eastwest.messages import Event, Liveness, Load, ModelInfo, WorkerInfo
+from eastwest.ports import ServingCosts
 from router.fleet import Worker
 from router.links import WorkerLink
 from router.placement import can_serve
@@ -29,7 +30,8 @@ _COMMANDS_A_REQUEST = 3
 class Shell:
     """One router's scheduler in touch with the world. Implements `router.links.LinkOwner`.
 
-    vocab_min: size of the tokenizer's vocabulary; a model with less cannot take its tokens.
+    vocab_min: size of the tokenizer's vocabulary; a model with less cannot take its tokens. costs:
+    what work takes on the workers, where that is known.
     ready and unready: set while a request could, or could not, be served.
     """
 
@@ -41,13 +43,14 @@ class Shell:
         vocab_min: int,
         clock: Clock,
         rng: random.Random,
+        costs: ServingCosts | None = None,
     ) -> None:
         self._config = config
         self._router_id = router_id
         self._vocab_min = vocab_min
         self._clock = clock
         self._rng = rng
-        self._scheduler = Scheduler(config)
+        self._scheduler = Scheduler(config, costs=costs)
         self._links: dict[str, WorkerLink] = {}
         self._streams: dict[str, ClientStream] = {}
         self._timer: asyncio.TimerHandle | None = None

@@ -16,6 +16,7 @@ from eastwest.config import Config, PoolConfig
 from eastwest.errors import EastWestError
 from eastwest.layout import KVSpec
 from eastwest.messages import Event, ModelInfo
+from eastwest.ports import ServingCosts
 from eastwest.testing.checkers import ExactlyOnce
 from eastwest.types import Role
 from router.placement import PlacementPolicy
@@ -30,7 +31,8 @@ LOAD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream."""
+    """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream.
+    costs: what the router goes by."""
 
     replicas: tuple[tuple[Role, int], ...]
     num_blocks: int
@@ -40,6 +42,7 @@ class Shape:
     link_bytes_per_s: float = 25e9
     message_s: float = 2e-4
     config: Config = field(default_factory=Config)
+    costs: ServingCosts | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +90,13 @@ class Cluster:
             context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
         )  # fmt: skip
         self.router = SimulatedRouter(
-            "router", shape.config.router, clock, self._act, self._delay, policy
+            "router",
+            shape.config.router,
+            clock,
+            self._act,
+            self._delay,
+            policy,
+            shape.costs,
         )
         self.replicas: dict[str, SimulatedReplica] = {}
         self.former: list[SimulatedReplica] = []

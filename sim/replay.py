@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from eastwest.clock import ns
 from eastwest.config import Config, KVConfig, PoolConfig, RouterConfig
@@ -19,6 +20,7 @@ from eastwest.layout import KVSpec
 from eastwest.types import Role, SamplingParams
 from planner.cost import CostModel
 from planner.memory import kv_per_token
+from planner.serving import PlannedCosts
 from planner.traces import TraceRow
 from router.placement import PlacementPolicy
 from router.requests import Request
@@ -79,9 +81,10 @@ def cluster_shape(
     step_tokens: int = 8192,
     running_max: int = 256,
     kv_tokens: int | None = None,
+    router: Mapping[str, Any] | None = None,
 ) -> Shape:
     """A deployment of replicas that each are what `cost` says. kv_tokens: of each; what its
-    devices have room for where None."""
+    devices have room for where None. router: settings of its section."""
     model, device = cost.model, cost.device
     ranks = cost.layout.world_size
     room = kv_tokens or int(
@@ -97,9 +100,12 @@ def cluster_shape(
         link_bytes_per_s=device.scale_out.bytes_per_s * device.efficiency.link * ranks,
         message_s=1e-4,
         config=Config(
-            router=RouterConfig(queue_max=1_000_000, active_max=100_000),
+            router=RouterConfig(
+                **{"queue_max": 1_000_000, "active_max": 100_000, **(router or {})}
+            ),
             kv=KVConfig(block_tokens=BLOCK_TOKENS),
         ),
+        costs=PlannedCosts(lambda worker: cost),
     )
 
 

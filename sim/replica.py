@@ -25,6 +25,7 @@ from eastwest.messages import (
     Prefill,
     RankEndpoint,
     Reserve,
+    ResyncKv,
     Ticket,
     WorkerInfo,
 )
@@ -159,9 +160,17 @@ class SimulatedReplica:
             case Abort():
                 self.prefill.abort(command.request_id)
                 self.decode.abort(command.request_id)
+            case ResyncKv():
+                self.tell_whole(router_id)
             case Heartbeat():
                 until = self._clock.now_ns() + ns(self._config.kv.lease_s)
                 self.holdings.ledger.renew_router(router_id, until)
+
+    def tell_whole(self, router_id: str) -> None:
+        """All named blocks go to a router that knows nothing of them."""
+        self._tell_changes(router_id)
+        for events in self.holdings.kv_whole():
+            self._emit(self, router_id, events)
 
     def router_gone(self, router_id: str) -> None:
         """Its stream is broken: end what it owned."""
@@ -184,6 +193,7 @@ class SimulatedReplica:
             sessions_spilled=0,
             transfer_bytes=self.decode.transfer_bytes,
             store_available=False,
+            kv_sequence=self.holdings.pool.journal.sequence,
         )
 
     def audit(self) -> Audit:
@@ -205,6 +215,11 @@ class SimulatedReplica:
     def _tell(self, router_id: str, event: Event) -> None:
         if self.alive:
             self._emit(self, router_id, event)
+            self._tell_changes(router_id)
+
+    def _tell_changes(self, router_id: str) -> None:
+        for events in self.holdings.kv_events():
+            self._emit(self, router_id, events)
 
     def _is_self(self, ticket: Ticket) -> bool:
         return (ticket.worker_id, ticket.epoch) == (self.info.worker_id, self.info.epoch)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from eastwest.clock import Clock, ns
 from eastwest.config import RouterConfig
 from eastwest.messages import Command, Event
+from eastwest.ports import ServingCosts
 from router.placement import PlacementPolicy
 from router.requests import Action, Request, Send
 from router.scheduler import Scheduler
@@ -52,9 +53,10 @@ class SimulatedRouter:
         act: Callable[[Action], None],
         delay: Callable[[], float],
         policy: PlacementPolicy | None = None,
+        costs: ServingCosts | None = None,
     ) -> None:
         self.router_id = router_id
-        self.scheduler = Scheduler(config, policy)
+        self.scheduler = Scheduler(config, policy, costs)
         self.events = 0
         self._clock = clock
         self._act = act
@@ -69,6 +71,7 @@ class SimulatedRouter:
             former.open = False
         self._streams[worker_id] = Stream(replica, self._delay)
         self.tell(lambda now: self.scheduler.worker_up(replica.info, now))
+        replica.tell_whole(self.router_id)
 
     def disconnect(self, worker_id: str, reason: str) -> None:
         """The stream is broken; whoever lives on the other side hears of it too."""

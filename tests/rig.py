@@ -32,10 +32,16 @@ WAIT_S = 20.0
 
 
 def a_config(**sections: dict[str, Any]) -> Config:
-    """Small blocks, chunks and pools; sections override field by field."""
+    """Small blocks, chunks and pools, and no prompt on a decode worker; sections override field by
+    field."""
     pool = {"kv_tokens": 1024, "step_tokens": 32, "running_max": 8}
     tree: dict[str, dict[str, Any]] = {
-        "router": {"port": 0, "heartbeat_s": 0.1, "worker_timeout_s": 10.0},
+        "router": {
+            "port": 0,
+            "heartbeat_s": 0.1,
+            "worker_timeout_s": 10.0,
+            "conditional": False,
+        },
         "prefill": dict(pool),
         "decode": dict(pool),
         "aggregated": dict(pool),

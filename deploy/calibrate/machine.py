@@ -30,7 +30,7 @@ from eastwest.clock import Clock
 from eastwest.config import Config, LayoutConfig, PoolConfig
 from eastwest.errors import ConfigError, InvalidArgument
 from eastwest.layout import KVSpec
-from eastwest.messages import ModelInfo, Transport
+from eastwest.messages import Transport
 from engine.architecture import ArchitectureConfig
 from engine.catalog import resolve_model
 from engine.checkpoint import open_checkpoint
@@ -38,15 +38,12 @@ from engine.torch_engine import TorchEngine, compute_device, load_engine
 from planner.fit import Fitted, Measured, fit_steps, step_unknowns
 from planner.hardware import Device, device_from, find_device
 from planner.hf_config import read_model
-from planner.precision import Precision
+from planner.serving import precision_of
 from planner.stacks import Stack
 
 # Told what is being done, and which share of it is over.
 Report = Callable[[str, float], None]
 
-_FORMATS = {
-    "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3": "fp8", "int8": "int8",
-}  # fmt: skip
 # Half of the steps further off than this: what was measured is no engine at work.
 _MEDIAN_ERROR_MAX = 0.5
 _DIGITS = 4
@@ -134,13 +131,6 @@ def calibrate(config: Config, name: str, depth: Depth, clock: Clock, report: Rep
     left_out = len(depth.grid.steps()) - len(measured)
     final = rounded(fitted.device.model_copy(update={"stack": fitted.stack, "measured": True}))
     return Calibration(final, tuple(measured), fitted, left_out)
-
-
-def precision_of(model: ModelInfo, quantization: str) -> Precision:
-    """What the engine keeps each part of a model in, as the planner calls it."""
-    wide = _FORMATS[model.dtype]
-    weights = "int8w" if quantization == "int8" else wide
-    return Precision(weights, weights, weights, weights, _FORMATS[model.kv.dtype], wide)
 
 
 def device_yaml(device: Device) -> str:

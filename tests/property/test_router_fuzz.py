@@ -44,7 +44,7 @@ REQUESTS = st.sampled_from(["r0", "r1", "r2", "r3", "r4"])
 FINISHES = st.sampled_from([None, None, None, *FinishReason])
 TIMEOUT_S = 30.0
 CHAIN = block_hashes(a_request(tokens=200, max_tokens=4).prompt, 16, hash_seed("f" * 32, ""))
-POLICIES = st.sampled_from(["least_loaded", "prefix", "round_robin", "power_of_two"])
+POLICIES = st.sampled_from(["cost", "least_loaded", "prefix", "round_robin", "power_of_two"])
 
 
 CONFIG = RouterConfig(queue_max=3, active_max=2, heartbeat_s=1, worker_timeout_s=5)

@@ -1,7 +1,8 @@
-"""What placement keeps to, over any fleet; the last two for least-loaded placement alone.
+"""What placement keeps to, over any fleet; the last two for some policies alone.
 
 1. It places where some pair fits, and only there.
-2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice.
+2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice; by
+   cost also one decode worker twice, unless conditional disaggregation is off.
 3. A decode worker is asked for more than its estimated room only where nothing else is asked of
    it, and never for more than all its blocks.
 4. The order in which workers are listed does not matter.
@@ -18,10 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eastwest.config import RouterConfig
 from eastwest.testing.builders import a_load, a_model, a_worker
 from eastwest.types import Role
 from router.fleet import Worker
-from router.placement import Placement, can_serve, has_room
+from router.pace import NominalCosts, Pace
+from router.placement import Placement, PlacementPolicy, can_serve, has_room
 from router.policies import policy_of
 from router.requests import Request
 from tests.unit.router.builders import SomeKnown, a_request
@@ -48,7 +51,7 @@ def fleets(draw: st.DrawFn) -> list[Worker]:
             worker.report(load)
         worker.prompt_tokens = draw(st.integers(0, 100))
         for _ in range(draw(st.integers(0, 2))):
-            worker.expect(asked := draw(st.integers(1, 16)))
+            worker.expect(asked := draw(st.integers(1, 16)), draw(st.integers(1, 600)))
             if draw(st.booleans()):
                 worker.grant(asked)
         workers.append(worker)
@@ -60,7 +63,13 @@ REQUESTS = st.builds(a_request, tokens=st.integers(1, 600), max_tokens=st.intege
 
 NAMES = [f"w{index}" for index in range(8)]
 KNOWN = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 600)).map(SomeKnown)
-POLICIES = ("least_loaded", "prefix", "round_robin", "power_of_two")
+POLICIES = ("least_loaded", "prefix", "round_robin", "power_of_two", "cost", "conditional")
+
+
+def a_policy(name: str) -> PlacementPolicy:
+    policy = {"conditional": "cost"}.get(name, name)
+    config = {"policy": policy, "conditional": name == "conditional"}
+    return policy_of(RouterConfig.model_validate(config), Pace(NominalCosts()))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -68,8 +77,8 @@ POLICIES = ("least_loaded", "prefix", "round_robin", "power_of_two")
 def test_placement_keeps_its_rules(
     name: str, workers: list[Worker], request: Request, known: SomeKnown, rng: random.Random
 ) -> None:
-    fitting = _fitting(workers, request)
-    placement = policy_of(name).place(request, workers, known)
+    fitting = _fitting(workers, request, alone=name == "conditional")
+    placement = a_policy(name).place(request, workers, known)
     if placement is None:
         assert not fitting
         return
@@ -79,11 +88,11 @@ def test_placement_keeps_its_rules(
     assert placement.blocks <= decode.room_blocks or not decode.asked_blocks
     if decode.info.role is Role.AGGREGATED:
         assert prefill is decode
-    else:
+    elif name != "conditional" or prefill is not decode:
         assert (prefill.info.role, decode.info.role) == (Role.PREFILL, Role.DECODE)
         assert prefill.kind == decode.kind
     shuffled = rng.sample(workers, len(workers))
-    assert policy_of(name).place(request, shuffled, known) == placement
+    assert a_policy(name).place(request, shuffled, known) == placement
     _check_balance(name, fitting, placement)
 
 
@@ -94,11 +103,12 @@ def _check_balance(name: str, fitting: list[Worker], placement: Placement) -> No
         assert placement.decode.decoding_sequences <= least + spread
 
 
-def _fitting(workers: list[Worker], request: Request) -> list[Worker]:
+def _fitting(workers: list[Worker], request: Request, *, alone: bool) -> list[Worker]:
+    """alone: whether a decode worker needs no other."""
     return [
         w
         for w in workers
         if w.decodes
         and has_room(w, w.blocks_of(request))
-        and can_serve([w, *(p for p in workers if p.info.role is Role.PREFILL)])
+        and (alone or can_serve([w, *(p for p in workers if p.info.role is Role.PREFILL)]))
     ]

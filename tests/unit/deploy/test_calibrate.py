@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.calibrate.links import Link
-from deploy.calibrate.machine import device_yaml, precision_of, rounded
+from deploy.calibrate.machine import device_yaml, rounded
 from deploy.calibrate.peaks import Probe, peaks_of
 from deploy.calibrate.repeated import Effort, affordable, interleaved, typical_s
 from deploy.calibrate.steps import FULL, QUICK, blocks_of, fitting, measured_steps
@@ -21,6 +21,7 @@ from planner.fit import step_unknowns
 from planner.hardware import find_device, read_device
 from planner.model_shape import ModelShape
 from planner.precision import Precision
+from planner.serving import precision_of
 from planner.stacks import Stack
 
 

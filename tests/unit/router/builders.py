@@ -16,6 +16,7 @@ class SomeKnown:
     """Implements `Known`: cached tokens by worker id, none for others, and nothing stored."""
 
     cached: Mapping[str, int] = field(default_factory=dict)
+    waiting: int = 1
 
     def cached_tokens(self, worker: Worker) -> int:
         return self.cached.get(worker.worker_id, 0)

@@ -133,7 +133,7 @@ def run_to_end(scheduler: Scheduler, out: list[Action], served: list[str], now: 
 
 
 def a_scheduler(**config: float) -> Scheduler:
-    scheduler = Scheduler(RouterConfig.model_validate(config))
+    scheduler = Scheduler(RouterConfig.model_validate({"conditional": False, **config}))
     scheduler.worker_up(a_worker("p0", Role.PREFILL), 0)
     scheduler.worker_up(a_worker("d0"), 0)
     return scheduler

@@ -22,8 +22,8 @@ def test_cached_blocks_are_room() -> None:
 
 def test_a_report_includes_reservations_that_were_answered_and_no_others() -> None:
     worker = Worker(a_worker(num_blocks=100), 0)
-    worker.expect(20)
-    worker.expect(5)
+    worker.expect(20, 100)
+    worker.expect(5, 100)
     worker.grant(20)
     assert worker.room_blocks == 75
     worker.report(a_load(free_blocks=80, num_blocks=100))
@@ -36,10 +36,10 @@ def test_a_report_includes_reservations_that_were_answered_and_no_others() -> No
 
 def test_what_ends_makes_room_before_the_next_report() -> None:
     worker = Worker(a_worker(num_blocks=100), 0)
-    worker.expect(20)
+    worker.expect(20, 100)
     worker.grant(20)
     worker.report(a_load(free_blocks=80, num_blocks=100))
-    worker.release(20, granted=True)
+    worker.release(20, 100, granted=True)
     assert worker.room_blocks == 100
     worker.report(a_load(free_blocks=100, num_blocks=100))
     assert worker.room_blocks == 100
@@ -47,17 +47,17 @@ def test_what_ends_makes_room_before_the_next_report() -> None:
 
 def test_there_is_never_more_room_than_blocks() -> None:
     worker = Worker(a_worker(num_blocks=100), 0)
-    worker.expect(20)
+    worker.expect(20, 100)
     worker.grant(20)
     worker.report(a_load(free_blocks=100, num_blocks=100))
-    worker.release(20, granted=True)
+    worker.release(20, 100, granted=True)
     assert worker.room_blocks == 100
 
 
 def test_work_of_others_is_what_a_report_has_beyond_our_own() -> None:
     worker = Worker(a_worker(role=Role.AGGREGATED), 0)
     worker.prompt_tokens = 300
-    worker.expect(10)
+    worker.expect(10, 100)
     worker.report(a_load(running=4, waiting_tokens=1000))
     assert worker.waiting_tokens == 1000
     assert worker.decoding_sequences == 4
@@ -76,9 +76,9 @@ def test_a_refusal_is_forgotten_with_changed_load_or_released_work() -> None:
     assert worker.refused_until_ns == 100
     worker.report(a_load(free_blocks=6))
     assert worker.refused_until_ns == 0
-    worker.expect(1)
+    worker.expect(1, 100)
     worker.refused_until_ns = 100
-    worker.release(1, granted=False)
+    worker.release(1, 100, granted=False)
     assert worker.refused_until_ns == 0
 
 

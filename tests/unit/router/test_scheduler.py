@@ -39,7 +39,7 @@ from tests.unit.router.builders import a_request
 
 def a_scheduler(*workers: WorkerInfo, **config: float) -> Scheduler:
     """A scheduler that `workers` have connected to; by default one of each role."""
-    scheduler = Scheduler(RouterConfig.model_validate(config))
+    scheduler = Scheduler(RouterConfig.model_validate({"conditional": False, **config}))
     for info in workers or (a_worker("p0", Role.PREFILL), a_worker("d0")):
         scheduler.worker_up(info, 0)
     return scheduler
@@ -64,7 +64,7 @@ def finish_first(scheduler: Scheduler, work_id: str, now_ns: int) -> list[Action
 
 
 def test_a_router_that_never_knew_a_worker_refuses_requests() -> None:
-    scheduler = Scheduler(RouterConfig())
+    scheduler = Scheduler(RouterConfig(conditional=False))
     with pytest.raises(Unavailable) as caught:
         scheduler.submit(a_request(), 0)
     assert caught.value.phase is Phase.ADMISSION
@@ -250,7 +250,7 @@ def test_counters_tell_endings_apart() -> None:
 
 
 def test_the_next_wakeup_is_the_earliest_of_deadlines_and_pulse() -> None:
-    scheduler = Scheduler(RouterConfig(heartbeat_s=2.0))
+    scheduler = Scheduler(RouterConfig(heartbeat_s=2.0, conditional=False))
     assert scheduler.next_wakeup_ns() is None
     scheduler.worker_up(a_worker("p0", Role.PREFILL), ns(1))
     assert scheduler.next_wakeup_ns() == ns(3)

@@ -95,7 +95,7 @@ class Player:
     """A scheduler and what is known of its workers."""
 
     def __init__(self) -> None:
-        self._scheduler = Scheduler(RouterConfig())
+        self._scheduler = Scheduler(RouterConfig(conditional=False))
         self._workers: dict[str, WorkerInfo] = {}
         self._now_ns = 0
 
@@ -124,7 +124,7 @@ class Player:
         return [said for action in actions for said in describe(action)]
 
     def _config(self, line: Line) -> list[Action]:
-        values: dict[str, Any] = dict(line.options)
+        values: dict[str, Any] = {"conditional": False, **line.options}
         self._scheduler = Scheduler(RouterConfig(**values))
         return []
 

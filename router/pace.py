@@ -1,0 +1,146 @@
+"""How fast workers are: what was predicted of their work, set right by what it took.
+
+A prediction is the costs' own times a correction of that worker: measured over predicted seconds
+of late, old work counting less. Where a deployment is on devices that nobody described, the
+corrections find the scale, and only the proportions are the costs'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eastwest.clock import seconds
+from eastwest.messages import Prefilled, SequenceOutput, WorkerInfo
+from eastwest.ports import ServingCosts
+from router.attempt import Attempt
+from router.fleet import Worker
+
+# Of each older second of work, what still counts after another one was measured.
+_KEPT = 0.95
+# Until so many predicted seconds were measured, the prediction counts as if it were right.
+_TRUST_S = 0.25
+_LEAST, _MOST = 1e-5, 1e5
+_USUAL_OUTPUT = 128.0
+_OUTPUT_SMOOTHING = 0.05
+# A gap of more steps than this between two steps was not one step.
+_GAP_STEPS = 8.0
+
+
+@dataclass(slots=True)
+class Correction:
+    """Measured over predicted, of one kind of work on one worker."""
+
+    measured_s: float = _TRUST_S
+    predicted_s: float = _TRUST_S
+
+    @property
+    def factor(self) -> float:
+        return min(max(self.measured_s / self.predicted_s, _LEAST), _MOST)
+
+    def learn(self, measured_s: float, predicted_s: float) -> None:
+        """A piece of work took so long."""
+        kept = _KEPT if self.predicted_s > _TRUST_S else 1.0
+        self.measured_s = self.measured_s * kept + measured_s
+        self.predicted_s = self.predicted_s * kept + predicted_s
+
+
+@dataclass(slots=True)
+class _Paces:
+    """Of one worker. stepped_ns: when its last step was heard of, where sequences went on."""
+
+    prompt: Correction = field(default_factory=Correction)
+    step: Correction = field(default_factory=Correction)
+    stepped_ns: int | None = None
+
+
+class Pace:
+    """Is `eastwest.ports.ServingCosts`, corrected. usual_output: tokens of answers, lately."""
+
+    def __init__(self, costs: ServingCosts) -> None:
+        self._costs = costs
+        self._paces: dict[str, _Paces] = {}
+        self.usual_output = _USUAL_OUTPUT
+
+    # Predictions.
+
+    def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
+        """See the protocol."""
+        predicted = self._costs.prompt_s(worker, new_tokens, past_tokens)
+        return predicted * self._of(worker).prompt.factor
+
+    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        """See the protocol."""
+        predicted = self._costs.step_s(worker, sequences, context_tokens)
+        return predicted * self._of(worker).step.factor
+
+    def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
+        """See the protocol."""
+        return self._costs.transfer_s(source, target, tokens)
+
+    def factors(self, worker: WorkerInfo) -> tuple[float, float]:
+        """Measured over predicted: of prompts, and of decode steps."""
+        paces = self._of(worker)
+        return paces.prompt.factor, paces.step.factor
+
+    # Measurements.
+
+    def prefilled(self, attempt: Attempt, event: Prefilled) -> None:
+        """A prompt is computed."""
+        info, computed = attempt.prefill.info, event.computed_tokens
+        predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
+        self._of(info).prompt.learn(seconds(event.prefill_ns), predicted)
+
+    def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
+        """A decode step is over. Called for every one: only steps that follow each other without
+        prompts between them say how long one takes."""
+        paces = self._of(worker.info)
+        before = paces.stepped_ns
+        going_on = any(output.finish is None for output in outputs)
+        alone = worker.waiting_tokens == 0
+        paces.stepped_ns = now_ns if going_on and alone else None
+        if before is None or not alone:
+            return
+        predicted = self._costs.step_s(worker.info, len(outputs), worker.context_tokens)
+        measured = seconds(now_ns - before)
+        if measured <= _GAP_STEPS * predicted * paces.step.factor or measured < 1.0:
+            paces.step.learn(measured, predicted)
+
+    def ended(self, output_tokens: int) -> None:
+        """An answer is complete."""
+        self.usual_output += _OUTPUT_SMOOTHING * (output_tokens - self.usual_output)
+
+    def forget(self, worker: Worker) -> None:
+        """The worker has left; another incarnation may be of another make."""
+        self._paces.pop(worker.worker_id, None)
+
+    def _of(self, worker: WorkerInfo) -> _Paces:
+        paces = self._paces.get(worker.worker_id)
+        if paces is None:
+            paces = self._paces[worker.worker_id] = _Paces()
+        return paces
+
+
+class NominalCosts:
+    """Is `eastwest.ports.ServingCosts` where nothing is known of model and devices: proportions
+    alone, for `Pace` to find the scale of."""
+
+    TOKEN_S = 5e-4
+    STEP_S = 2e-2
+    SEQUENCE_S = 5e-4
+    BYTES_PER_S = 1e9
+
+    def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
+        """See the protocol: as many steps as it needs, and the tokens."""
+        if new_tokens <= 0:
+            return 0.0
+        steps = -(-new_tokens // worker.step_tokens)
+        return steps * self.STEP_S + new_tokens * self.TOKEN_S
+
+    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        """See the protocol: a step, and the sequences."""
+        return self.STEP_S + sequences * self.SEQUENCE_S if sequences else 0.0
+
+    def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
+        """See the protocol: bytes at a fixed rate."""
+        return tokens * target.model.kv.bytes_per_token / self.BYTES_PER_S
