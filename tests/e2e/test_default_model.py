@@ -42,7 +42,7 @@ async def deployment() -> AsyncIterator[Deployment]:
     config = Config.model_validate(
         {
             "model": {"dtype": "float32"},
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "prefill": {"kv_tokens": 2048, "step_tokens": 64},
             "decode": {"kv_tokens": 2048},
             "store": {"idle_s": 0.2},

@@ -67,7 +67,7 @@ async def test_a_replica_with_one_dead_rank_is_replaced_as_a_whole() -> None:
     config = Config.model_validate(
         {
             "model": {"dtype": "float32"},
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "prefill": {"layout": {"tp": 3}, **small},
             "decode": {"layout": {"pp": 2}, "block_tokens": 32, **small},
             "store": {"enabled": False},
