@@ -8,7 +8,8 @@ Sequences join between steps, in order of arrival, as long as the batch has room
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from eastwest.ports import SampleInput, StepRow
 from eastwest.stopping import StopRule
@@ -25,7 +26,12 @@ class Running:
     blocks: Sequence[int]
     params: SamplingParams
     stop_rule: StopRule
-    steps: int = field(default=0)
+    steps: int = 0
+    _sample: SampleInput = field(init=False)
+
+    def __post_init__(self) -> None:
+        # It sees the output grow; only while tokens are banned is there another one for each step.
+        self._sample = SampleInput(self.params, self.prompt, self.output)
 
     @property
     def computed(self) -> int:
@@ -33,9 +39,11 @@ class Running:
         return len(self.prompt) + len(self.output) - 1
 
     def row(self) -> StepRow:
-        banned = self.stop_rule.banned(len(self.output))
-        sample = SampleInput(self.params, self.prompt, self.output, banned)
-        return StepRow(self.output[-1:], self.computed, self.blocks, sample)
+        output, sample = self.output, self._sample
+        if banned := self.stop_rule.banned(len(output)):
+            sample = replace(sample, banned=banned)
+        start = len(self.prompt) + len(output) - 1
+        return StepRow((output[-1],), start, self.blocks, sample)
 
 
 class DecodeScheduler:
@@ -57,12 +65,7 @@ class DecodeScheduler:
 
     def plan(self) -> list[Running]:
         """The batch of the next step: the oldest sequences, as many as may run."""
-        batch: list[Running] = []
-        for sequence in self._sequences.values():
-            if len(batch) == self._running_max:
-                break
-            batch.append(sequence)
-        return batch
+        return list(islice(self._sequences.values(), self._running_max))
 
     def advance(self, sequence: Running, token: SampledToken) -> FinishReason | None:
         """Append the token of a step; a finished sequence is forgotten."""

@@ -304,17 +304,20 @@ class DecodeWorker:
 
     def apply(self, result: StepResult) -> None:
         outputs: dict[str, list[SequenceOutput]] = {}
+        works, advance = self._works, self._scheduler.advance
+        block_tokens = self._kv.block_tokens
         for sequence, token in zip(self._planned, result.tokens, strict=True):
-            if sequence.request_id not in self._scheduler:
+            work = works.get(sequence.request_id)
+            if work is None or work.running is not sequence:
                 continue
             assert token is not None
-            work = self._works[sequence.request_id]
-            finish = self._scheduler.advance(sequence, token)
-            self._publish(work)
+            finish = advance(sequence, token)
+            if not sequence.computed % block_tokens:
+                self._publish(work)
             first = None
             if sequence.steps == 1 and work.arrival is not None:
                 first = work.arrival.first_step(result.started_ns, result.ended_ns)
-            output = SequenceOutput(work.request_id, (token,), finish, first)
+            output = SequenceOutput(sequence.request_id, (token,), finish, first)
             outputs.setdefault(work.router_id, []).append(output)
             if finish is not None:
                 self._rest(work)

@@ -13,6 +13,7 @@ from eastwest.blocks import BlockHash
 from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
+from eastwest.value import value
 
 PROTOCOL_VERSION = 3
 
@@ -256,7 +257,7 @@ class FirstStep:
     transfer_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SequenceOutput:
     """One sequence's share of a decode step. `first_step` is set with its first tokens only."""
 
@@ -266,7 +267,7 @@ class SequenceOutput:
     first_step: FirstStep | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stepped:
     """One decode step of the whole batch: every sequence's tokens in one message."""
 

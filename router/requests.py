@@ -12,6 +12,7 @@ from eastwest.errors import EastWestError
 from eastwest.messages import Command
 from eastwest.timing import SecondTokenParts, Timing, TtftParts, split
 from eastwest.types import FinishReason, SampledToken, SamplingParams, Usage
+from eastwest.value import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Send:
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deliver:
     """Hand new tokens to the client's stream; each token of a request exactly once, in order."""
 

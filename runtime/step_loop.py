@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from eastwest.clock import Clock
 from eastwest.ports import StepRow
 from eastwest.types import SampledToken
+from eastwest.value import value
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepResult:
     """What a source's rows gave, in their order, and when the step ran."""
 
@@ -79,14 +79,19 @@ class StepLoop:
         """Step while there is work; ends by being cancelled."""
         while True:
             self._wake.clear()
-            plans = [(source, source.plan()) for source in self._sources]
-            if any(rows for _, rows in plans):
-                await self._step([plan for plan in plans if plan[1]])
+            batch: list[StepRow] = []
+            plans: list[tuple[StepSource, int]] = []
+            for source in self._sources:
+                if rows := source.plan():
+                    plans.append((source, len(rows)))
+                    batch += rows
+            if batch:
+                await self._step(batch, plans)
             else:
                 await self._wake.wait()
 
-    async def _step(self, plans: list[tuple[StepSource, list[StepRow]]]) -> None:
-        batch = [row for _, rows in plans for row in rows]
+    async def _step(self, batch: list[StepRow], plans: list[tuple[StepSource, int]]) -> None:
+        """One batch, of so many rows of each source."""
         started = self._clock.now_ns()
         self._stepping = True
         try:
@@ -98,10 +103,10 @@ class StepLoop:
         else:
             ended = self._clock.now_ns()
             first = 0
-            for source, rows in plans:
-                share = tokens[first : first + len(rows)]
+            for source, count in plans:
+                share = tokens[first : first + count]
                 source.apply(StepResult(share, started, ended))
-                first += len(rows)
+                first += count
         finally:
             self._stepping = False
             actions, self._afterwards = self._afterwards, []

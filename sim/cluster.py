@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
@@ -44,23 +44,26 @@ class Shape:
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. Times are virtual seconds."""
+    """What one client saw. Times are virtual nanoseconds. outcome: without its tokens, which have
+    been checked and are not kept."""
 
     request: Request
     tokens: int = 0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    ended_s: float | None = None
+    first_ns: int = 0
+    last_ns: int = 0
+    ended_ns: int | None = None
     outcome: Outcome | EastWestError | None = None
 
     @property
     def ttft_s(self) -> float:
-        return self.first_s - seconds(self.request.accepted_ns)
+        return seconds(self.first_ns) - seconds(self.request.accepted_ns)
 
     @property
     def tpot_s(self) -> float:
         """0 for answers of one token."""
-        return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else 0.0
+        if self.tokens < 2:
+            return 0.0
+        return (seconds(self.last_ns) - seconds(self.first_ns)) / (self.tokens - 1)
 
 
 class Cluster:
@@ -137,7 +140,6 @@ class Cluster:
 
     def submit(self, request: Request) -> EastWestError | None:
         """A client asks. What it is refused with, if it is."""
-        now = seconds(self.clock.now_ns())
         self.seen[request.request_id] = seen = Seen(request)
         self.exactly_once.accepted(request.request_id)
         self._running += 1
@@ -145,7 +147,7 @@ class Cluster:
             self.router.submit(request)
         except EastWestError as error:
             self._running -= 1
-            seen.outcome, seen.ended_s = error, now
+            seen.outcome, seen.ended_ns = error, self.clock.now_ns()
             self.exactly_once.failed(request.request_id)
             self._log(f"{request.request_id} is refused: {error.code.value}")
             return error
@@ -183,27 +185,30 @@ class Cluster:
         self.router.hear(replica, event)
 
     def _act(self, action: Action) -> None:
-        now = seconds(self.clock.now_ns())
+        now = self.clock.now_ns()
         if isinstance(action, Deliver):
-            seen = self.seen[action.request_id]
-            self.exactly_once.delivered(action.request_id, (t.token for t in action.tokens))
+            request_id, tokens = action.request_id, action.tokens
+            self.exactly_once.delivered(request_id, [t.token for t in tokens])
+            seen = self.seen[request_id]
             if not seen.tokens:
-                seen.first_s = now
-            seen.tokens += len(action.tokens)
-            seen.last_s = now
+                seen.first_ns = now
+            seen.tokens += len(tokens)
+            seen.last_ns = now
         elif isinstance(action, End):
             self._end(action, now)
 
-    def _end(self, action: End, now: float) -> None:
+    def _end(self, action: End, now_ns: int) -> None:
         seen = self.seen[action.request_id]
-        seen.outcome, seen.ended_s = action.result, now
+        seen.ended_ns = now_ns
         self._running -= 1
         self._ended.set()
         if isinstance(action.result, EastWestError):
+            seen.outcome = action.result
             self.exactly_once.failed(action.request_id)
             self._log(f"{action.request_id} fails: {action.result.code.value}")
         else:
             output = [t.token for t in action.result.tokens]
+            seen.outcome = replace(action.result, tokens=())
             self.exactly_once.completed(action.request_id, output)
             self._log(f"{action.request_id} ends after {len(output)}")
 
