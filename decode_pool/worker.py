@@ -203,13 +203,13 @@ class DecodeWorker:
             raise Overloaded(f"the decode worker holds {len(self._works)} requests, its most")
         if command.request_id in self._works:
             raise InvalidArgument(f"request {command.request_id!r} is being served already")
-        check_work(self._model, command)
+        given = check_work(self._model, command)
         self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
-        seed, given = hash_seed(self._model.fingerprint, command.salt), command.given
+        seed = hash_seed(self._model.fingerprint, command.salt)
         return Work(
             command=command,
-            given=given,
+            given=command.given,
             router_id=router_id,
             owner=Owner(OwnerKind.RESERVATION, command.request_id),
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),

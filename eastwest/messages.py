@@ -174,7 +174,7 @@ class Reserve:
     @property
     def given(self) -> tuple[int, ...]:
         """Prompt and output so far: the tokens whose KV comes before the next one is sampled."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Prefill:
     @property
     def given(self) -> tuple[int, ...]:
         """See `Reserve`."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
 @dataclass(frozen=True, slots=True)

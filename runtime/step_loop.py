@@ -79,36 +79,47 @@ class StepLoop:
         """Step while there is work; ends by being cancelled."""
         while True:
             self._wake.clear()
-            batch: list[StepRow] = []
-            plans: list[tuple[StepSource, int]] = []
-            for source in self._sources:
-                if rows := source.plan():
-                    plans.append((source, len(rows)))
-                    batch += rows
-            if batch:
-                await self._step(batch, plans)
-            else:
+            batch, shares = self._plan()
+            if not batch:
                 await self._wake.wait()
+                continue
+            started = self._clock.now_ns()
+            self._stepping = True
+            try:
+                tokens = await self._steps.step(batch)
+            except Exception as error:
+                log.exception("an engine step of %d rows failed", len(batch))
+                for source, _ in shares:
+                    source.failed(error)
+            else:
+                self._apply(tokens, shares, started)
+            finally:
+                self._stepping = False
+                if self._afterwards:
+                    self._act()
 
-    async def _step(self, batch: list[StepRow], plans: list[tuple[StepSource, int]]) -> None:
-        """One batch, of so many rows of each source."""
-        started = self._clock.now_ns()
-        self._stepping = True
-        try:
-            tokens = await self._steps.step(batch)
-        except Exception as error:
-            log.exception("an engine step of %d rows failed", len(batch))
-            for source, _ in plans:
-                source.failed(error)
-        else:
-            ended = self._clock.now_ns()
-            first = 0
-            for source, count in plans:
-                share = tokens[first : first + count]
-                source.apply(StepResult(share, started, ended))
-                first += count
-        finally:
-            self._stepping = False
-            actions, self._afterwards = self._afterwards, []
-            for action in actions:
-                action()
+    def _plan(self) -> tuple[list[StepRow], list[tuple[StepSource, int]]]:
+        """A batch, and of whom it is: of each source so many rows."""
+        batch: list[StepRow] = []
+        shares = []
+        for source in self._sources:
+            if rows := source.plan():
+                batch += rows
+                shares.append((source, len(rows)))
+        return batch, shares
+
+    def _apply(
+        self,
+        tokens: list[SampledToken | None],
+        shares: list[tuple[StepSource, int]],
+        started_ns: int,
+    ) -> None:
+        ended_ns, first = self._clock.now_ns(), 0
+        for source, count in shares:
+            source.apply(StepResult(tokens[first : first + count], started_ns, ended_ns))
+            first += count
+
+    def _act(self) -> None:
+        actions, self._afterwards = self._afterwards, []
+        for action in actions:
+            action()

@@ -15,12 +15,12 @@ from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
 from eastwest.errors import EastWestError
 from eastwest.layout import KVSpec
-from eastwest.messages import Event, ModelInfo
+from eastwest.messages import ModelInfo
 from eastwest.testing.checkers import ExactlyOnce
 from eastwest.types import Role
 from router.placement import PlacementPolicy
 from router.requests import Action, Deliver, End, Outcome, Request
-from sim.engine import VOCAB, StepTime, token_at
+from sim.engine import VOCAB, StepTime, mark_of, token_at
 from sim.links import Fabric
 from sim.replica import SimulatedReplica
 from sim.router import SimulatedRouter
@@ -44,10 +44,11 @@ class Shape:
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. Times are virtual nanoseconds. outcome: without its tokens, which have
+    """What one client saw. mark: what its tokens are known by. Times are virtual nanoseconds. outcome: without its tokens, which have
     been checked and are not kept."""
 
     request: Request
+    mark: int
     tokens: int = 0
     first_ns: int = 0
     last_ns: int = 0
@@ -122,7 +123,7 @@ class Cluster:
             step_time=self._step_time(role),
             fabric=self.fabric,
             clock=self.clock,
-            emit=self._hear,
+            emit=self.router.hear,
         )
         self.replicas[worker_id] = replica
         replica.start()
@@ -140,7 +141,7 @@ class Cluster:
 
     def submit(self, request: Request) -> EastWestError | None:
         """A client asks. What it is refused with, if it is."""
-        self.seen[request.request_id] = seen = Seen(request)
+        self.seen[request.request_id] = seen = Seen(request, mark_of(request.prompt))
         self.exactly_once.accepted(request.request_id)
         self._running += 1
         try:
@@ -181,9 +182,6 @@ class Cluster:
         """Requests that ended well."""
         return (seen for seen in self.seen.values() if isinstance(seen.outcome, Outcome))
 
-    def _hear(self, replica: SimulatedReplica, router_id: str, event: Event) -> None:
-        self.router.hear(replica, event)
-
     def _act(self, action: Action) -> None:
         now = self.clock.now_ns()
         if isinstance(action, Deliver):
@@ -213,7 +211,7 @@ class Cluster:
             self._log(f"{action.request_id} ends after {len(output)}")
 
     def _expected(self, request_id: str, position: int) -> int:
-        return token_at(self.seen[request_id].request.prompt, position)
+        return token_at(self.seen[request_id].mark, position)
 
     def _delay(self) -> float:
         return self.shape.message_s * (0.5 + self.rng.random())

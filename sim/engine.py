@@ -6,7 +6,6 @@ repeated or a foreign token shows, on whatever worker and after whatever migrati
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -14,16 +13,23 @@ from eastwest.layout import KVSpec
 from eastwest.ports import Buffer, StepRow
 from eastwest.types import SampledToken
 from planner.cost import CostModel, Row
+from sim.virtual_loop import running_loop
 
 VOCAB = 1 << 26
 _CONTEXT_STEP = 32
 # Ids below are kept for ends of texts, which no simulated token is.
 _FIRST = 16
+_TEXTS = VOCAB - _FIRST
 
 
-def token_at(prompt: Sequence[int], position: int) -> int:
-    """The token of a request at an output position; prompts differ in their first tokens."""
-    return _FIRST + (prompt[0] * 31 + len(prompt) * 7 + position) % (VOCAB - _FIRST)
+def mark_of(prompt: Sequence[int]) -> int:
+    """What the output of a request is known by; prompts differ in their first tokens."""
+    return prompt[0] * 31 + len(prompt) * 7
+
+
+def token_at(mark: int, position: int) -> int:
+    """The token of the request of this mark at an output position."""
+    return _FIRST + (mark + position) % _TEXTS
 
 
 StepTime = Callable[[Sequence[StepRow]], float]
@@ -60,13 +66,14 @@ class SimulatedSteps:
 
     def __init__(self, seconds: StepTime) -> None:
         self._seconds = seconds
+        self._loop = running_loop()
         self.busy_s = 0.0
         self.steps = 0
 
     async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
         """See `Engine.step`."""
         taken = self._seconds(rows)
-        await asyncio.sleep(taken)
+        await self._loop.after(taken)
         self.busy_s += taken
         self.steps += 1
         return [_sample(row) for row in rows]
@@ -76,7 +83,7 @@ def _sample(row: StepRow) -> SampledToken | None:
     sample = row.sample
     if sample is None:
         return None
-    return SampledToken(token_at(sample.prompt, len(sample.output)))
+    return SampledToken(token_at(mark_of(sample.prompt), len(sample.output)))
 
 
 class SimulatedKV:

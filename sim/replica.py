@@ -58,7 +58,7 @@ class SimulatedReplica:
         step_time: StepTime,
         fabric: Fabric,
         clock: Clock,
-        emit: Callable[[SimulatedReplica, str, Event], None],
+        emit: Callable[[SimulatedReplica, Event], None],
     ) -> None:
         self._clock = clock
         self._config = config
@@ -204,7 +204,7 @@ class SimulatedReplica:
 
     def _tell(self, router_id: str, event: Event) -> None:
         if self.alive:
-            self._emit(self, router_id, event)
+            self._emit(self, event)
 
     def _is_self(self, ticket: Ticket) -> bool:
         return (ticket.worker_id, ticket.epoch) == (self.info.worker_id, self.info.epoch)

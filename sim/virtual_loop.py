@@ -107,28 +107,37 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heappush(self._timers, call)
         return call
 
+    def after(self, delay: float) -> asyncio.Future[None]:
+        """Done in so many virtual seconds."""
+        future = asyncio.Future[None](loop=self)
+        self.call_later(delay, _end_wait, future)
+        return future
+
     def _run_once(self) -> None:
-        """All that is ready; where nothing is, the next timers."""
+        """Until the loop is stopped: all that is ready; where nothing is, the next timers."""
         soon, timers = self._soon, self._timers
-        if not soon and not self._stopping:
-            while timers and timers[0][2] is None:
-                heappop(timers)
-            if not timers:
-                raise Stalled("nothing is ready and no timer is set")
-            if (when := timers[0][0]) > self.now_s:
-                self.now_s = when
-                self.now_ns = round(when * 1e9)
-        now = self.now_s
-        while timers and timers[0][0] <= now:
-            soon.append(heappop(timers))
-        for _ in range(len(soon)):
-            _, _, callback, args, context = soon.popleft()
-            if callback is None:
-                continue
-            if context is None:
-                callback(*args)
-            else:
-                context.run(callback, *args)
+        while True:
+            if not soon and not self._stopping:
+                while timers and timers[0][2] is None:
+                    heappop(timers)
+                if not timers:
+                    raise Stalled("nothing is ready and no timer is set")
+                if (when := timers[0][0]) > self.now_s:
+                    self.now_s = when
+                    self.now_ns = round(when * 1e9)
+            now = self.now_s
+            while timers and timers[0][0] <= now:
+                soon.append(heappop(timers))
+            for _ in range(len(soon)):
+                _, _, callback, args, context = soon.popleft()
+                if callback is None:
+                    continue
+                if context is None:
+                    callback(*args)
+                else:
+                    context.run(callback, *args)
+            if self._stopping:
+                return
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., T], *args: Any
@@ -143,6 +152,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
+
+
+def _end_wait(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def running_loop() -> VirtualLoop:
