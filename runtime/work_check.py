@@ -22,10 +22,11 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> NDArray[np.int64
     if not prompt:
         raise InvalidArgument("the prompt is empty; allowed: at least one token")
     given = np.asarray(command.given, dtype=np.int64)
-    parts = (("a prompt token", given[: len(prompt)]), ("an output token", given[len(prompt) :]))
-    for name, tokens in parts:
-        if tokens.size and (tokens.max() >= model.vocab_size or tokens.min() < 0):
-            raise InvalidArgument(f"{name} is outside 0 to {model.vocab_size - 1}")
+    # Without a sign, what is below 0 is above all else.
+    if given.view(np.uint64).max() >= model.vocab_size:
+        part = given[: len(prompt)].view(np.uint64)
+        name = "a prompt token" if part.max() >= model.vocab_size else "an output token"
+        raise InvalidArgument(f"{name} is outside 0 to {model.vocab_size - 1}")
     if len(command.output) >= max(1, command.max_tokens):
         raise InvalidArgument(
             f"{len(command.output)} output tokens were generated already; allowed: fewer than "

@@ -24,6 +24,7 @@ from sim.engine import VOCAB, StepTime, mark_of, token_at
 from sim.links import Fabric
 from sim.replica import SimulatedReplica
 from sim.router import SimulatedRouter
+from sim.virtual_loop import Call, running_loop
 
 LOAD_S = 1.0
 
@@ -100,14 +101,15 @@ class Cluster:
         self._ended = asyncio.Event()
         self._running = 0
         self._epochs = 0
-        self._reports: asyncio.Task[None] | None = None
+        self._time = running_loop()
+        self._next_report: Call | None = None
 
     def start(self) -> None:
         """Bring all replicas up."""
         for role, count in self.shape.replicas:
             for index in range(count):
                 self.spawn(f"{role.value}-{index}", role)
-        self._reports = asyncio.get_running_loop().create_task(self._report(), name="reports")
+        self._next_report = self._time.call_soon(self._report)
 
     def spawn(self, worker_id: str, role: Role) -> None:
         """A new incarnation of a worker; the former one must be gone."""
@@ -162,9 +164,8 @@ class Cluster:
 
     async def close(self) -> None:
         """End everything."""
-        if self._reports is not None:
-            self._reports.cancel()
-            await asyncio.gather(self._reports, return_exceptions=True)
+        if self._next_report is not None:
+            self._next_report.cancel()
         for replica in self.replicas.values():
             await replica.close()
 
@@ -216,11 +217,11 @@ class Cluster:
     def _delay(self) -> float:
         return self.shape.message_s * (0.5 + self.rng.random())
 
-    async def _report(self) -> None:
-        while True:
-            for replica in list(self.replicas.values()):
-                self.router.hear(replica, replica.load())
-            await asyncio.sleep(LOAD_S)
+    def _report(self) -> None:
+        for replica in self.replicas.values():
+            self.router.hear(replica, replica.load())
+        # Behind the timers of that moment, so that the router's pulse comes first.
+        self._next_report = self._time.call_later(LOAD_S, self._time.call_soon, self._report)
 
     def _log(self, what: str) -> None:
         if self._record is not None:

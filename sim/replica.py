@@ -38,6 +38,7 @@ from runtime.holdings import Holdings
 from runtime.step_loop import StepLoop
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
 from sim.links import Fabric, SimulatedReceiving, SimulatedSender
+from sim.virtual_loop import Call, running_loop
 
 TICK_S = 0.2
 
@@ -86,7 +87,9 @@ class SimulatedReplica:
         self.prefill = self._prefill_worker(pool)
         self.loop.add(self.decode)
         self.loop.add(self.prefill)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._time = running_loop()
+        self._steps: asyncio.Task[None] | None = None
+        self._next_tick: Call | None = None
 
     def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
         return DecodeWorker(
@@ -128,10 +131,8 @@ class SimulatedReplica:
         """Take commands and transfers."""
         name = self.info.address
         self._fabric.listen(name, self.decode.transfers)
-        self._tasks = [
-            asyncio.create_task(self.loop.run(), name=f"{name} steps"),
-            asyncio.create_task(self._tick(), name=f"{name} ticks"),
-        ]
+        self._steps = asyncio.create_task(self.loop.run(), name=f"{name} steps")
+        self._next_tick = self._time.call_soon(self._tick)
 
     async def kill(self) -> None:
         """The process is gone, with all that it held."""
@@ -143,10 +144,11 @@ class SimulatedReplica:
         """End everything that runs. Idempotent."""
         await self.prefill.close()
         await self.decode.close()
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._next_tick is not None:
+            self._next_tick.cancel()
+        if self._steps is not None:
+            self._steps.cancel()
+            await asyncio.gather(self._steps, return_exceptions=True)
         self._fabric.leave(self.info.address)
 
     def handle(self, router_id: str, command: Command) -> None:
@@ -190,17 +192,16 @@ class SimulatedReplica:
         """Who holds what, and what does not add up."""
         return self.holdings.audit({*self.prefill.owners(), *self.decode.owners()})
 
-    async def _tick(self) -> None:
-        while True:
-            now = self._clock.now_ns()
-            self.prefill.tick(now)
-            self.decode.tick(now)
-            for owner in self.holdings.ledger.expired(now):
-                if owner.kind is OwnerKind.PREFILL:
-                    self.prefill.abort(owner.id)
-                else:
-                    self.decode.expire(owner.id)
-            await asyncio.sleep(TICK_S)
+    def _tick(self) -> None:
+        now = self._clock.now_ns()
+        self.prefill.tick(now)
+        self.decode.tick(now)
+        for owner in self.holdings.ledger.expired(now):
+            if owner.kind is OwnerKind.PREFILL:
+                self.prefill.abort(owner.id)
+            else:
+                self.decode.expire(owner.id)
+        self._next_tick = self._time.call_later(TICK_S, self._tick)
 
     def _tell(self, router_id: str, event: Event) -> None:
         if self.alive:

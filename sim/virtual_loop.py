@@ -49,6 +49,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # What the base class keeps, and does not declare.
     _stopping: bool
+    get_debug = staticmethod(bool)  # False. Every future asks, so it is a call that costs little.
 
     def __init__(self) -> None:
         super().__init__()
