@@ -49,7 +49,7 @@ from kv_transfer.ranks import ReceivingRank
 from kv_transfer.transfers import TransferStats
 from runtime.holdings import Holdings
 from runtime.intake import Intake
-from runtime.step_loop import StepLoop, StepResult
+from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class DecodeWorker:
         endpoints: Endpoints,
         settled: Callable[[], Awaitable[None]],
         holdings: Holdings,
-        loop: StepLoop,
+        loop: Stepping,
         epoch: int,
         store: BlockStore | None,
         emit: Callable[[str, Event], None],

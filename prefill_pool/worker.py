@@ -32,7 +32,7 @@ from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.intake import Intake
-from runtime.step_loop import StepLoop, StepResult
+from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class PrefillWorker:
         model: ModelInfo,
         kv: ReplicaKV,
         holdings: Holdings,
-        loop: StepLoop,
+        loop: Stepping,
         sender: GroupSender,
         store: BlockStore | None,
         local: LocalReservations,

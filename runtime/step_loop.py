@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -49,77 +50,96 @@ class Steps(Protocol):
         """See `Engine.step`. A cancelled caller still waits for the end of the step."""
 
 
-class StepLoop:
-    """One step at a time."""
+class Stepping(ABC):
+    """One step at a time: `begin` and then `end` or `fail`, called by whoever runs the steps."""
 
-    def __init__(self, steps: Steps, clock: Clock) -> None:
-        self._steps = steps
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._sources: list[StepSource] = []
-        self._wake = asyncio.Event()
-        self._stepping = False
+        self._shares: list[tuple[StepSource, int]] = []  # of the step that runs: whose rows it has
+        self._started_ns = 0
         self._afterwards: list[Callable[[], None]] = []
 
     def add(self, source: StepSource) -> None:
         """Sources are asked in the order of their adding: earlier ones come first in a batch."""
         self._sources.append(source)
 
+    @abstractmethod
     def wake(self) -> None:
         """A source has work."""
-        self._wake.set()
 
     def after_step(self, action: Callable[[], None]) -> None:
         """Run `action` as soon as no step is running: at once, or at the end of this one."""
-        if self._stepping:
+        if self._shares:
             self._afterwards.append(action)
         else:
             action()
+
+    def begin(self) -> list[StepRow]:
+        """The rows of the next step, which runs from here on; empty where there is no work."""
+        batch: list[StepRow] = []
+        shares = self._shares
+        for source in self._sources:
+            if rows := source.plan():
+                batch += rows
+                shares.append((source, len(rows)))
+        self._started_ns = self._clock.now_ns()
+        return batch
+
+    def end(self, tokens: Sequence[SampledToken | None]) -> None:
+        """What the rows gave."""
+        ended_ns, first = self._clock.now_ns(), 0
+        try:
+            for source, count in self._shares:
+                share = tokens[first : first + count]
+                source.apply(StepResult(share, self._started_ns, ended_ns))
+                first += count
+        finally:
+            self.over()
+
+    def fail(self, error: Exception) -> None:
+        """The step did not complete."""
+        log.error("an engine step failed", exc_info=error)
+        try:
+            for source, _ in self._shares:
+                source.failed(error)
+        finally:
+            self.over()
+
+    def over(self) -> None:
+        """No step is running, and what waited for that is done."""
+        self._shares = []
+        if self._afterwards:
+            actions, self._afterwards = self._afterwards, []
+            for action in actions:
+                action()
+
+
+class StepLoop(Stepping):
+    """Runs the steps on what computes them."""
+
+    def __init__(self, steps: Steps, clock: Clock) -> None:
+        super().__init__(clock)
+        self._steps = steps
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
 
     async def run(self) -> None:
         """Step while there is work; ends by being cancelled."""
         while True:
             self._wake.clear()
-            batch, shares = self._plan()
+            batch = self.begin()
             if not batch:
                 await self._wake.wait()
                 continue
-            started = self._clock.now_ns()
-            self._stepping = True
             try:
                 tokens = await self._steps.step(batch)
-            except Exception as error:
-                log.exception("an engine step of %d rows failed", len(batch))
-                for source, _ in shares:
-                    source.failed(error)
+            except Exception as error:  # noqa: BLE001 - the sources are told
+                self.fail(error)
+            except BaseException:
+                self.over()
+                raise
             else:
-                self._apply(tokens, shares, started)
-            finally:
-                self._stepping = False
-                if self._afterwards:
-                    self._act()
-
-    def _plan(self) -> tuple[list[StepRow], list[tuple[StepSource, int]]]:
-        """A batch, and of whom it is: of each source so many rows."""
-        batch: list[StepRow] = []
-        shares = []
-        for source in self._sources:
-            if rows := source.plan():
-                batch += rows
-                shares.append((source, len(rows)))
-        return batch, shares
-
-    def _apply(
-        self,
-        tokens: list[SampledToken | None],
-        shares: list[tuple[StepSource, int]],
-        started_ns: int,
-    ) -> None:
-        ended_ns, first = self._clock.now_ns(), 0
-        for source, count in shares:
-            source.apply(StepResult(tokens[first : first + count], started_ns, ended_ns))
-            first += count
-
-    def _act(self) -> None:
-        actions, self._afterwards = self._afterwards, []
-        for action in actions:
-            action()
+                self.end(tokens)

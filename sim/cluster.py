@@ -45,8 +45,8 @@ class Shape:
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. mark: what its tokens are known by. Times are virtual nanoseconds. outcome: without its tokens, which have
-    been checked and are not kept."""
+    """What one client saw. mark: what its tokens are known by. Times are virtual nanoseconds.
+    outcome: without its tokens, which have been checked and are not kept."""
 
     request: Request
     mark: int

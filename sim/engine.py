@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from eastwest.clock import Clock
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer, StepRow
 from eastwest.types import SampledToken
 from planner.cost import CostModel, Row
-from sim.virtual_loop import running_loop
+from runtime.step_loop import Stepping
+from sim.virtual_loop import Call, running_loop
 
 VOCAB = 1 << 26
 _CONTEXT_STEP = 32
@@ -61,22 +63,46 @@ def cost_of(cost: CostModel) -> StepTime:
     return seconds
 
 
-class SimulatedSteps:
-    """Is `Steps`, for a replica of one group. busy_s: time spent in steps so far."""
+class SimulatedSteps(Stepping):
+    """The steps of a replica of one group, timer by timer. busy_s: time spent in steps so far."""
 
-    def __init__(self, seconds: StepTime) -> None:
+    def __init__(self, seconds: StepTime, clock: Clock) -> None:
+        super().__init__(clock)
         self._seconds = seconds
-        self._loop = running_loop()
+        self._time = running_loop()
+        self._next: Call | None = None
+        self._idle = False
         self.busy_s = 0.0
         self.steps = 0
 
-    async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
-        """See `Engine.step`."""
-        taken = self._seconds(rows)
-        await self._loop.after(taken)
+    def wake(self) -> None:
+        if self._idle:
+            self.start()
+
+    def start(self) -> None:
+        """Step while there is work."""
+        self._idle = False
+        self._next = self._time.call_soon(self._begin)
+
+    def stop(self) -> None:
+        """Do not, from here on. Idempotent."""
+        if self._next is not None:
+            self._next.cancel()
+        self._idle = False
+        self.over()
+
+    def _begin(self) -> None:
+        rows = self.begin()
+        self._idle = not rows
+        if rows:
+            taken = self._seconds(rows)
+            self._next = self._time.call_later(taken, self._end, rows, taken)
+
+    def _end(self, rows: list[StepRow], taken: float) -> None:
         self.busy_s += taken
         self.steps += 1
-        return [_sample(row) for row in rows]
+        self.end([_sample(row) for row in rows])
+        self._begin()
 
 
 def _sample(row: StepRow) -> SampledToken | None:

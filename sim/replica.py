@@ -7,7 +7,6 @@ held is told to anybody.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import cast
 
@@ -35,7 +34,6 @@ from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
 from prefill_pool.worker import PrefillWorker
 from runtime.holdings import Holdings
-from runtime.step_loop import StepLoop
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
 from sim.links import Fabric, SimulatedReceiving, SimulatedSender
 from sim.virtual_loop import Call, running_loop
@@ -78,17 +76,15 @@ class SimulatedReplica:
             running_max=pool.running_max,
             step_tokens=pool.step_tokens,
         )
-        self.steps = SimulatedSteps(step_time)
+        self.steps = SimulatedSteps(step_time, clock)
         self.holdings = Holdings(BlockGroups(num_blocks, 1))
-        self.loop = StepLoop(self.steps, clock)
         self.sender = SimulatedSender(fabric, clock)
         self._kv = SimulatedKV(model.kv, num_blocks, config.kv.block_tokens)
         self.decode = self._decode_worker(pool)
         self.prefill = self._prefill_worker(pool)
-        self.loop.add(self.decode)
-        self.loop.add(self.prefill)
+        self.steps.add(self.decode)
+        self.steps.add(self.prefill)
         self._time = running_loop()
-        self._steps: asyncio.Task[None] | None = None
         self._next_tick: Call | None = None
 
     def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
@@ -101,7 +97,7 @@ class SimulatedReplica:
             endpoints=lambda group, transport: (RankEndpoint(0, self.info.address),),
             settled=_at_once,
             holdings=self.holdings,
-            loop=self.loop,
+            loop=self.steps,
             epoch=self.info.epoch,
             store=None,
             emit=self._tell,
@@ -116,7 +112,7 @@ class SimulatedReplica:
             model=self.info.model,
             kv=self._kv,
             holdings=self.holdings,
-            loop=self.loop,
+            loop=self.steps,
             sender=cast(GroupSender, self.sender),
             store=None,
             local=self.decode.in_place,
@@ -129,9 +125,8 @@ class SimulatedReplica:
 
     def start(self) -> None:
         """Take commands and transfers."""
-        name = self.info.address
-        self._fabric.listen(name, self.decode.transfers)
-        self._steps = asyncio.create_task(self.loop.run(), name=f"{name} steps")
+        self._fabric.listen(self.info.address, self.decode.transfers)
+        self.steps.start()
         self._next_tick = self._time.call_soon(self._tick)
 
     async def kill(self) -> None:
@@ -146,9 +141,7 @@ class SimulatedReplica:
         await self.decode.close()
         if self._next_tick is not None:
             self._next_tick.cancel()
-        if self._steps is not None:
-            self._steps.cancel()
-            await asyncio.gather(self._steps, return_exceptions=True)
+        self.steps.stop()
         self._fabric.leave(self.info.address)
 
     def handle(self, router_id: str, command: Command) -> None:
