@@ -18,7 +18,8 @@ from eastwest.types import FinishReason, SampledToken, SamplingParams
 
 @dataclass(slots=True)
 class Running:
-    """A decoding sequence. `blocks` cover the prompt and max_tokens more."""
+    """A decoding sequence. `blocks` cover the prompt and max_tokens more. computed: tokens whose KV
+    is present: all but the last one."""
 
     request_id: str
     prompt: Sequence[int]
@@ -27,23 +28,27 @@ class Running:
     params: SamplingParams
     stop_rule: StopRule
     steps: int = 0
+    computed: int = field(init=False)
     _sample: SampleInput = field(init=False)
 
     def __post_init__(self) -> None:
+        self.computed = len(self.prompt) + len(self.output) - 1
         # It sees the output grow; only while tokens are banned is there another one for each step.
         self._sample = SampleInput(self.params, self.prompt, self.output)
 
-    @property
-    def computed(self) -> int:
-        """Tokens whose KV is present: all but the last one."""
-        return len(self.prompt) + len(self.output) - 1
-
     def row(self) -> StepRow:
-        output, sample = self.output, self._sample
-        if banned := self.stop_rule.banned(len(output)):
-            sample = replace(sample, banned=banned)
-        start = len(self.prompt) + len(output) - 1
-        return StepRow((output[-1],), start, self.blocks, sample)
+        output, rule, sample = self.output, self.stop_rule, self._sample
+        if len(output) < rule.min_tokens:
+            sample = replace(sample, banned=rule.banned(len(output)))
+        return StepRow((output[-1],), self.computed, self.blocks, sample)
+
+    def advance(self, token: int) -> FinishReason | None:
+        """Append the token of a step, which may be the last."""
+        output = self.output
+        output.append(token)
+        self.steps += 1
+        self.computed += 1
+        return self.stop_rule.finish(token, len(output))
 
 
 class DecodeScheduler:
@@ -69,9 +74,7 @@ class DecodeScheduler:
 
     def advance(self, sequence: Running, token: SampledToken) -> FinishReason | None:
         """Append the token of a step; a finished sequence is forgotten."""
-        sequence.output.append(token.token)
-        sequence.steps += 1
-        finish = sequence.stop_rule.finish(token.token, len(sequence.output))
+        finish = sequence.advance(token.token)
         if finish is not None:
             del self._sequences[sequence.request_id]
         return finish

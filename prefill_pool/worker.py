@@ -253,7 +253,7 @@ class PrefillWorker:
     # Steps.
 
     def plan(self) -> list[StepRow]:
-        if not len(self._scheduler):
+        if not self._jobs:
             return []
         self._drop_orphans()
         self._planned = self._scheduler.plan()

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
@@ -27,6 +28,7 @@ from sim.router import SimulatedRouter
 from sim.virtual_loop import Call, running_loop
 
 LOAD_S = 1.0
+_ID = attrgetter("token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,10 @@ class Cluster:
         return (seen for seen in self.seen.values() if isinstance(seen.outcome, Outcome))
 
     def _act(self, action: Action) -> None:
-        now = self.clock.now_ns()
+        now = self._time.now_ns
         if isinstance(action, Deliver):
             request_id, tokens = action.request_id, action.tokens
-            self.exactly_once.delivered(request_id, [t.token for t in tokens])
+            self.exactly_once.delivered(request_id, map(_ID, tokens))
             seen = self.seen[request_id]
             if not seen.tokens:
                 seen.first_ns = now

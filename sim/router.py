@@ -92,7 +92,7 @@ class SimulatedRouter:
         if stream.open:
             self.events += 1
             info = stream.replica.info
-            now = self._clock.now_ns()
+            now = self._loop.now_ns
             self._perform(self.scheduler.event(info.worker_id, info.epoch, event, now))
 
     def submit(self, request: Request) -> None:
@@ -101,7 +101,7 @@ class SimulatedRouter:
 
     def tell(self, decide: Callable[[int], list[Action]]) -> None:
         """One input; its actions are performed at once and in order."""
-        self._perform(decide(self._clock.now_ns()))
+        self._perform(decide(self._loop.now_ns))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:

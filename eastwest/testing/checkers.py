@@ -37,7 +37,10 @@ class ExactlyOnce:
         self.fates[request_id] = Fate()
 
     def delivered(self, request_id: str, tokens: Iterable[int]) -> None:
-        delivered = self._running(request_id, "tokens").tokens
+        fate = self.fates.get(request_id)
+        if fate is None or fate.ended:
+            fate = self._running(request_id, "tokens")
+        delivered = fate.tokens
         for token in tokens:
             position = len(delivered)
             assert token == self._expected(request_id, position), (
