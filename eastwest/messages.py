@@ -57,7 +57,7 @@ class RankEndpoint:
     memory: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvSource:
     """What a decode worker has to know of the worker that will fill a reservation.
 
@@ -119,7 +119,7 @@ class WorkerInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ticket:
     """A decode worker's promise of room, given to the prefill worker that fills it.
 
@@ -151,7 +151,7 @@ class Ticket:
 # Commands: router to worker.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """Make room for prompt and output on a decode worker, load what is stored; answer Reserved.
 
@@ -177,7 +177,7 @@ class Reserve:
         return self.prompt + self.output if self.output else self.prompt
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefill:
     """Compute what is given, push its KV to the ticket's worker, sample the token after it."""
 
@@ -218,7 +218,7 @@ Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv
 # Events: worker to router.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserved:
     """Room is made. cached_tokens were on the device already, loaded_tokens came from the store."""
 
@@ -228,7 +228,7 @@ class Reserved:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefilled:
     """What is given is computed, and the token after it sampled.
 
@@ -246,7 +246,7 @@ class Prefilled:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstStep:
     """How a sequence joined the decode batch; see `eastwest.timing.SecondTokenParts`."""
 
@@ -302,7 +302,7 @@ class KvLink:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load:
     """A worker's state, sent at least every heartbeat interval; also its sign of life.
 

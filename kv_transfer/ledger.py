@@ -55,6 +55,7 @@ class Ledger:
     def __init__(self) -> None:
         self._holdings: dict[Owner, Holding] = {}
         self._holders: Counter[int] = Counter()
+        self._expires_ns: int | None = None  # no lease ends before
 
     def __contains__(self, owner: Owner) -> bool:
         return owner in self._holdings
@@ -76,6 +77,7 @@ class Ledger:
         assert len(set(blocks)) == len(blocks), f"{owner} holds a block twice"
         self._holdings[owner] = Holding(tuple(blocks), router_id, lease_until_ns)
         self._holders.update(blocks)
+        self._note_lease(lease_until_ns)
 
     def renew(self, owner: Owner, until_ns: int) -> None:
         """Lengthen the owner's lease, if it has one; never shortens it."""
@@ -94,6 +96,7 @@ class Ledger:
         assert new_owner not in self._holdings, f"{new_owner} holds blocks already"
         del self._holdings[owner]
         self._holdings[new_owner] = replace(holding, lease_until_ns=lease_until_ns)
+        self._note_lease(lease_until_ns)
 
     def close(self, owner: Owner) -> tuple[int, ...]:
         """End the owner; the caller gives back one reference to each block returned."""
@@ -119,6 +122,10 @@ class Ledger:
 
     def expired(self, now_ns: int) -> list[Owner]:
         """Owners whose lease has ended; the caller closes them."""
+        if self._expires_ns is None or now_ns < self._expires_ns:
+            return []
+        leases = [h.lease_until_ns for h in self._holdings.values() if h.lease_until_ns is not None]
+        self._expires_ns = min(leases, default=None)
         return [o for o, holding in self._holdings.items() if holding.expired(now_ns)]
 
     def holders(self) -> Mapping[int, int]:
@@ -130,3 +137,11 @@ class Ledger:
         counted = Counter(b for holding in self._holdings.values() for b in holding.blocks)
         assert counted == self._holders, "block counts differ from the holdings"
         assert all(count > 0 for count in self._holders.values()), "a count without an owner"
+        for owner, holding in self._holdings.items():
+            until = holding.lease_until_ns
+            known = until is None or (self._expires_ns is not None and self._expires_ns <= until)
+            assert known, f"the end of the lease of {owner} would be missed"
+
+    def _note_lease(self, until_ns: int | None) -> None:
+        if until_ns is not None and (self._expires_ns is None or until_ns < self._expires_ns):
+            self._expires_ns = until_ns

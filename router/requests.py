@@ -88,7 +88,7 @@ class Outcome:
     transfer_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Put a command on a worker's stream, meant for this incarnation of it."""
 

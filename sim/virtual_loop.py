@@ -117,16 +117,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Until the loop is stopped: all that is ready; where nothing is, the next timers."""
         soon, timers = self._soon, self._timers
-        while True:
-            if not soon and not self._stopping:
-                while timers and timers[0][2] is None:
-                    heappop(timers)
+        now = self.now_s
+        while not self._stopping:
+            if not soon:
                 if not timers:
                     raise Stalled("nothing is ready and no timer is set")
-                if (when := timers[0][0]) > self.now_s:
-                    self.now_s = when
+                call = heappop(timers)
+                when, _, callback, args, context = call
+                if callback is None:
+                    continue
+                if when > now:
+                    self.now_s = now = when
                     self.now_ns = round(when * 1e9)
-            now = self.now_s
+                if context is None and (not timers or timers[0][0] > now):
+                    callback(*args)
+                    continue
+                soon.append(call)
             while timers and timers[0][0] <= now:
                 soon.append(heappop(timers))
             for _ in range(len(soon)):
@@ -137,8 +143,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     callback(*args)
                 else:
                     context.run(callback, *args)
-            if self._stopping:
-                return
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., T], *args: Any
