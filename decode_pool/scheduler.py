@@ -13,7 +13,7 @@ from itertools import islice
 
 from eastwest.ports import SampleInput, StepRow
 from eastwest.stopping import StopRule
-from eastwest.types import FinishReason, SampledToken, SamplingParams
+from eastwest.types import FinishReason, SamplingParams
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Running:
         return StepRow((output[-1],), self.computed, self.blocks, sample)
 
     def advance(self, token: int) -> FinishReason | None:
-        """Append the token of a step, which may be the last."""
+        """Append the token of a step; why it is the last, if it is."""
         output = self.output
         output.append(token)
         self.steps += 1
@@ -71,13 +71,6 @@ class DecodeScheduler:
     def plan(self) -> list[Running]:
         """The batch of the next step: the oldest sequences, as many as may run."""
         return list(islice(self._sequences.values(), self._running_max))
-
-    def advance(self, sequence: Running, token: SampledToken) -> FinishReason | None:
-        """Append the token of a step; a finished sequence is forgotten."""
-        finish = sequence.advance(token.token)
-        if finish is not None:
-            del self._sequences[sequence.request_id]
-        return finish
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences

@@ -182,8 +182,8 @@ class DecodeWorker:
 
     def spillable_blocks(self) -> int:
         """Blocks that only idle sessions hold: there is room where they are once they spill."""
-        refcounts = self._holdings.pool.refcounts()
         idle = [r for r in self.residency if r.state is RestState.INACTIVE]
+        refcounts = self._holdings.pool.refcounts() if idle else {}
         return sum(refcounts[block] == 1 for resting in idle for block in resting.blocks)
 
     async def close(self) -> None:
@@ -304,21 +304,22 @@ class DecodeWorker:
 
     def apply(self, result: StepResult) -> None:
         outputs: dict[str, list[SequenceOutput]] = {}
-        works, advance = self._works, self._scheduler.advance
-        block_tokens = self._kv.block_tokens
+        works, block_tokens = self._works, self._kv.block_tokens
         for sequence, token in zip(self._planned, result.tokens, strict=True):
             work = works.get(sequence.request_id)
             if work is None or work.running is not sequence:
                 continue
             assert token is not None
-            finish = advance(sequence, token)
+            finish = sequence.advance(token.token)
             if not sequence.computed % block_tokens:
                 self._publish(work)
             first = None
             if sequence.steps == 1 and work.arrival is not None:
                 first = work.arrival.first_step(result.started_ns, result.ended_ns)
             output = SequenceOutput(sequence.request_id, (token,), finish, first)
-            outputs.setdefault(work.router_id, []).append(output)
+            if (batch := outputs.get(work.router_id)) is None:
+                batch = outputs[work.router_id] = []
+            batch.append(output)
             if finish is not None:
                 self._rest(work)
         for router_id, batch in outputs.items():

@@ -31,12 +31,12 @@ class BlockGroups:
     @property
     def free_blocks(self) -> int:
         """Blocks with no contents worth keeping."""
-        return sum(pool.free_blocks for pool in self._pools)
+        return sum([pool.free_blocks for pool in self._pools])
 
     @property
     def cached_blocks(self) -> int:
         """Blocks that only the prefix caches keep; `take` may evict them."""
-        return sum(pool.cached_blocks for pool in self._pools)
+        return sum([pool.cached_blocks for pool in self._pools])
 
     def group_of(self, blocks: Sequence[int]) -> int:
         """The group that holds a sequence's blocks; 0 for none."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from eastwest.value import value
 
 
 class OwnerKind(enum.StrEnum):
@@ -33,7 +35,7 @@ class Owner:
         return f"{self.kind} {self.id}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holding:
     """What one owner holds: blocks in its own order, at most once each.
 
@@ -83,7 +85,7 @@ class Ledger:
         """Lengthen the owner's lease, if it has one; never shortens it."""
         holding = self[owner]
         if holding.lease_until_ns is not None and holding.lease_until_ns < until_ns:
-            self._holdings[owner] = replace(holding, lease_until_ns=until_ns)
+            self._holdings[owner] = Holding(holding.blocks, holding.router_id, until_ns)
 
     def renew_router(self, router_id: str, until_ns: int) -> None:
         """Lengthen the leases of all that the router owns."""
@@ -95,7 +97,7 @@ class Ledger:
         holding = self[owner]
         assert new_owner not in self._holdings, f"{new_owner} holds blocks already"
         del self._holdings[owner]
-        self._holdings[new_owner] = replace(holding, lease_until_ns=lease_until_ns)
+        self._holdings[new_owner] = Holding(holding.blocks, holding.router_id, lease_until_ns)
         self._note_lease(lease_until_ns)
 
     def close(self, owner: Owner) -> tuple[int, ...]:

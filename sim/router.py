@@ -83,10 +83,15 @@ class SimulatedRouter:
         stream = self._streams.get(replica.info.worker_id)
         if stream is None or stream.replica is not replica:
             return
-        stream.up_s = when = max(
-            self._loop.now_s + self._delay(), stream.up_s, stream.stalled_until_s
-        )
+        stream.up_s = when = self._arrival_s(stream, stream.up_s)
         self._loop.call_at(when, self._arrive, stream, event)
+
+    def _arrival_s(self, stream: Stream, last_s: float) -> float:
+        """When a message of this moment arrives, behind the last one of its way."""
+        when = self._loop.now_s + self._delay()
+        if when < last_s:
+            when = last_s
+        return when if when > stream.stalled_until_s else stream.stalled_until_s
 
     def _arrive(self, stream: Stream, event: Event) -> None:
         if stream.open:
@@ -117,8 +122,7 @@ class SimulatedRouter:
         stream = self._streams.get(worker_id)
         if stream is None or stream.replica.info.epoch != epoch:
             return
-        when = max(self._loop.now_s + self._delay(), stream.down_s, stream.stalled_until_s)
-        stream.down_s = when
+        stream.down_s = when = self._arrival_s(stream, stream.down_s)
         self._loop.call_at(when, self._obey, stream, command)
 
     def _obey(self, stream: Stream, command: Command) -> None:
