@@ -56,7 +56,7 @@ class TracePrompt(Sequence[int]):
         if isinstance(at, slice):
             part = range(self._start, self._stop)[at]
             assert part.step == 1
-            return TracePrompt(self._names, self._own, part.start, part.stop)
+            return TracePrompt(self._names, self._own, part.start, max(part.start, part.stop))
         block = range(self._start, self._stop)[at] // HASHED_TOKENS
         return self._names[block] if block < len(self._names) else self._own
 
