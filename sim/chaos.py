@@ -154,11 +154,12 @@ def _step_time(role: Role) -> StepTime:
 
 
 def run_seed(seed: int) -> Result:
-    """One storm. Raises `AssertionError`, naming the seed, where a promise is broken."""
+    """One storm. Raises `AssertionError` where a promise is broken, and what else may go wrong;
+    naming the seed."""
     storm = Storm(seed)
     try:
         return storm.run()
-    except (AssertionError, TimeoutError) as error:
+    except Exception as error:
         tail = "\n".join(storm.lines[-20:])
         error.add_note(f"seed {seed}: python -m sim chaos --seed {seed}\n{tail}")
         raise
