@@ -96,8 +96,9 @@ class BlockGroups:
 
     def unnamed(self, block_hash: BlockHash) -> None:
         """A group has taken the name back (`NameListener`); another one may still have it."""
-        if not any(pool.match((block_hash,)) for pool in self._pools):
-            self.journal.removed((block_hash,))
+        if len(self._pools) > 1 and any(pool.match((block_hash,)) for pool in self._pools):
+            return
+        self.journal.removed((block_hash,))
 
     def check_integrity(self) -> None:
         """Assert that each block is in exactly one state and all indices agree."""
