@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextlib import suppress
 from contextvars import Context
 from heapq import heappop, heappush
 from typing import Any, TypeVar, cast
@@ -66,14 +67,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """To its end; then the loop is closed, and whatever still runs is cancelled."""
         try:
-            return self.run_until_complete(work)
+            result = self.run_until_complete(work)
+        except BaseException:
+            # What follows from the failure must not hide it.
+            self._timers.clear()
+            with suppress(Exception):
+                self._cancel_all()
+            raise
+        else:
+            self._cancel_all()
+            return result
         finally:
-            rest = asyncio.all_tasks(self)
-            for task in sorted(rest, key=lambda task: task.get_name()):
-                task.cancel()
-            if rest:
-                self.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
             self.close()
+
+    def _cancel_all(self) -> None:
+        rest = asyncio.all_tasks(self)
+        for task in sorted(rest, key=lambda task: task.get_name()):
+            task.cancel()
+        if rest:
+            self.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
