@@ -13,6 +13,7 @@ from eastwest.blocks import BlockHash
 from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
+from eastwest.value import value
 
 PROTOCOL_VERSION = 3
 
@@ -56,7 +57,7 @@ class RankEndpoint:
     memory: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvSource:
     """What a decode worker has to know of the worker that will fill a reservation.
 
@@ -118,7 +119,7 @@ class WorkerInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ticket:
     """A decode worker's promise of room, given to the prefill worker that fills it.
 
@@ -150,7 +151,7 @@ class Ticket:
 # Commands: router to worker.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """Make room for prompt and output on a decode worker, load what is stored; answer Reserved.
 
@@ -173,10 +174,10 @@ class Reserve:
     @property
     def given(self) -> tuple[int, ...]:
         """Prompt and output so far: the tokens whose KV comes before the next one is sampled."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefill:
     """Compute what is given, push its KV to the ticket's worker, sample the token after it."""
 
@@ -192,7 +193,7 @@ class Prefill:
     @property
     def given(self) -> tuple[int, ...]:
         """See `Reserve`."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv
 # Events: worker to router.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserved:
     """Room is made. cached_tokens were on the device already, loaded_tokens came from the store."""
 
@@ -227,7 +228,7 @@ class Reserved:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefilled:
     """What is given is computed, and the token after it sampled.
 
@@ -245,7 +246,7 @@ class Prefilled:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstStep:
     """How a sequence joined the decode batch; see `eastwest.timing.SecondTokenParts`."""
 
@@ -256,7 +257,7 @@ class FirstStep:
     transfer_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SequenceOutput:
     """One sequence's share of a decode step. `first_step` is set with its first tokens only."""
 
@@ -266,7 +267,7 @@ class SequenceOutput:
     first_step: FirstStep | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stepped:
     """One decode step of the whole batch: every sequence's tokens in one message."""
 
@@ -301,7 +302,7 @@ class KvLink:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load:
     """A worker's state, sent at least every heartbeat interval; also its sign of life.
 

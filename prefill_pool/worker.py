@@ -32,7 +32,7 @@ from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.intake import Intake
-from runtime.step_loop import StepLoop, StepResult
+from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class PrefillWorker:
         model: ModelInfo,
         kv: ReplicaKV,
         holdings: Holdings,
-        loop: StepLoop,
+        loop: Stepping,
         sender: GroupSender,
         store: BlockStore | None,
         local: LocalReservations,
@@ -146,13 +146,13 @@ class PrefillWorker:
             raise Overloaded(f"the prefill worker holds {len(self._jobs)} requests, its most")
         if command.request_id in self._jobs:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
-        check_work(self._model, command)
-        now, given = self._clock.now_ns(), command.given
+        given = check_work(self._model, command)
+        now = self._clock.now_ns()
         self._intake.check_fits("the prompt needs", blocks_for(len(given), self._kv.block_tokens))
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Job(
             command=command,
-            given=given,
+            given=command.given,
             router_id=router_id,
             owner=Owner(OwnerKind.PREFILL, command.request_id),
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
@@ -253,6 +253,8 @@ class PrefillWorker:
     # Steps.
 
     def plan(self) -> list[StepRow]:
+        if not self._jobs:
+            return []
         self._drop_orphans()
         self._planned = self._scheduler.plan()
         rows = []

@@ -199,7 +199,9 @@ class Fleet:
     def current(self, worker_id: str, epoch: int) -> Worker | None:
         """The worker where it is of this epoch and its stream is open."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.info.epoch != epoch or not (worker.up or worker.silent):
+        if worker is None or worker.info.epoch != epoch:
+            return None
+        if worker.liveness is not Liveness.UP and not worker.silent:
             return None
         return worker
 

@@ -221,8 +221,9 @@ class Lifecycle:
         self, worker: Worker, output: SequenceOutput, now_ns: int, out: list[Action]
     ) -> None:
         """New tokens, or with the first of them the end of TRANSFER. Called for every token."""
-        attempt = self._tried()
-        if worker is not attempt.decode:
+        attempt = self.attempt
+        assert attempt is not None
+        if worker is not attempt.placement.decode:
             return
         if self.state is not State.DECODING:
             if self.state is State.PREFILLING:

@@ -335,7 +335,11 @@ class Scheduler:
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
         """Place requests, from the head of the queue, as long as there is room."""
-        while self._active < self._config.active_max and self._dispatch_one(now_ns, out):
+        while (
+            len(self._queue)
+            and self._active < self._config.active_max
+            and self._dispatch_one(now_ns, out)
+        ):
             pass
 
     def _dispatch_one(self, now_ns: int, out: list[Action]) -> bool:

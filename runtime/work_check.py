@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eastwest.errors import InvalidArgument
 from eastwest.messages import ModelInfo, Prefill, Reserve
 
 
-def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
-    """Raise `InvalidArgument` naming the first thing that this model cannot run."""
+def check_work(model: ModelInfo, command: Reserve | Prefill) -> NDArray[np.int64]:
+    """What is given, as numbers to compute with. Raises `InvalidArgument` naming the first thing
+    that this model cannot run."""
     prompt, sampling = command.prompt, command.sampling
     if not prompt:
         raise InvalidArgument("the prompt is empty; allowed: at least one token")
-    for name, tokens in (("a prompt token", prompt), ("an output token", command.output)):
-        if tokens and (max(tokens) >= model.vocab_size or min(tokens) < 0):
-            raise InvalidArgument(f"{name} is outside 0 to {model.vocab_size - 1}")
+    given = np.asarray(command.given, dtype=np.int64)
+    # Without a sign, what is below 0 is above all else.
+    if given.view(np.uint64).max() >= model.vocab_size:
+        part = given[: len(prompt)].view(np.uint64)
+        name = "a prompt token" if part.max() >= model.vocab_size else "an output token"
+        raise InvalidArgument(f"{name} is outside 0 to {model.vocab_size - 1}")
     if len(command.output) >= max(1, command.max_tokens):
         raise InvalidArgument(
             f"{len(command.output)} output tokens were generated already; allowed: fewer than "
@@ -37,3 +44,4 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
     if any(t >= model.vocab_size for t in sampling.stop_token_ids):
         raise InvalidArgument(f"a stop token is outside 0 to {model.vocab_size - 1}")
     sampling.validate()
+    return given

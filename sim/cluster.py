@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
@@ -21,12 +22,14 @@ from eastwest.testing.checkers import ExactlyOnce
 from eastwest.types import Role
 from router.placement import PlacementPolicy
 from router.requests import Action, Deliver, End, Outcome, Request
-from sim.engine import VOCAB, StepTime, token_at
+from sim.engine import VOCAB, StepTime, mark_of, token_at
 from sim.links import Fabric
 from sim.replica import SimulatedReplica
 from sim.router import SimulatedRouter
+from sim.virtual_loop import Call, running_loop
 
 LOAD_S = 1.0
+_ID = attrgetter("token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +50,27 @@ class Shape:
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. Times are virtual seconds."""
+    """What one client saw. mark: what its tokens are known by. Times are virtual nanoseconds.
+    outcome: without its tokens, which have been checked and are not kept."""
 
     request: Request
+    mark: int
     tokens: int = 0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    ended_s: float | None = None
+    first_ns: int = 0
+    last_ns: int = 0
+    ended_ns: int | None = None
     outcome: Outcome | EastWestError | None = None
 
     @property
     def ttft_s(self) -> float:
-        return self.first_s - seconds(self.request.accepted_ns)
+        return seconds(self.first_ns) - seconds(self.request.accepted_ns)
 
     @property
     def tpot_s(self) -> float:
         """0 for answers of one token."""
-        return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else 0.0
+        if self.tokens < 2:
+            return 0.0
+        return (seconds(self.last_ns) - seconds(self.first_ns)) / (self.tokens - 1)
 
 
 class Cluster:
@@ -105,14 +112,15 @@ class Cluster:
         self._ended = asyncio.Event()
         self._running = 0
         self._epochs = 0
-        self._reports: asyncio.Task[None] | None = None
+        self._time = running_loop()
+        self._next_report: Call | None = None
 
     def start(self) -> None:
         """Bring all replicas up."""
         for role, count in self.shape.replicas:
             for index in range(count):
                 self.spawn(f"{role.value}-{index}", role)
-        self._reports = asyncio.get_running_loop().create_task(self._report(), name="reports")
+        self._next_report = self._time.call_soon(self._report)
 
     def spawn(self, worker_id: str, role: Role) -> None:
         """A new incarnation of a worker; the former one must be gone."""
@@ -146,15 +154,14 @@ class Cluster:
 
     def submit(self, request: Request) -> EastWestError | None:
         """A client asks. What it is refused with, if it is."""
-        now = seconds(self.clock.now_ns())
-        self.seen[request.request_id] = seen = Seen(request)
+        self.seen[request.request_id] = seen = Seen(request, mark_of(request.prompt))
         self.exactly_once.accepted(request.request_id)
         self._running += 1
         try:
             self.router.submit(request)
         except EastWestError as error:
             self._running -= 1
-            seen.outcome, seen.ended_s = error, now
+            seen.outcome, seen.ended_ns = error, self.clock.now_ns()
             self.exactly_once.failed(request.request_id)
             self._log(f"{request.request_id} is refused: {error.code.value}")
             return error
@@ -168,9 +175,8 @@ class Cluster:
 
     async def close(self) -> None:
         """End everything."""
-        if self._reports is not None:
-            self._reports.cancel()
-            await asyncio.gather(self._reports, return_exceptions=True)
+        if self._next_report is not None:
+            self._next_report.cancel()
         for replica in self.replicas.values():
             await replica.close()
 
@@ -192,41 +198,44 @@ class Cluster:
         self.router.hear(replica, event)
 
     def _act(self, action: Action) -> None:
-        now = seconds(self.clock.now_ns())
+        now = self._time.now_ns
         if isinstance(action, Deliver):
-            seen = self.seen[action.request_id]
-            self.exactly_once.delivered(action.request_id, (t.token for t in action.tokens))
+            request_id, tokens = action.request_id, action.tokens
+            self.exactly_once.delivered(request_id, map(_ID, tokens))
+            seen = self.seen[request_id]
             if not seen.tokens:
-                seen.first_s = now
-            seen.tokens += len(action.tokens)
-            seen.last_s = now
+                seen.first_ns = now
+            seen.tokens += len(tokens)
+            seen.last_ns = now
         elif isinstance(action, End):
             self._end(action, now)
 
-    def _end(self, action: End, now: float) -> None:
+    def _end(self, action: End, now_ns: int) -> None:
         seen = self.seen[action.request_id]
-        seen.outcome, seen.ended_s = action.result, now
+        seen.ended_ns = now_ns
         self._running -= 1
         self._ended.set()
         if isinstance(action.result, EastWestError):
+            seen.outcome = action.result
             self.exactly_once.failed(action.request_id)
             self._log(f"{action.request_id} fails: {action.result.code.value}")
         else:
             output = [t.token for t in action.result.tokens]
+            seen.outcome = replace(action.result, tokens=())
             self.exactly_once.completed(action.request_id, output)
             self._log(f"{action.request_id} ends after {len(output)}")
 
     def _expected(self, request_id: str, position: int) -> int:
-        return token_at(self.seen[request_id].request.prompt, position)
+        return token_at(self.seen[request_id].mark, position)
 
     def _delay(self) -> float:
         return self.shape.message_s * (0.5 + self.rng.random())
 
-    async def _report(self) -> None:
-        while True:
-            for replica in list(self.replicas.values()):
-                self.router.hear(replica, replica.load())
-            await asyncio.sleep(LOAD_S)
+    def _report(self) -> None:
+        for replica in self.replicas.values():
+            self.router.hear(replica, replica.load())
+        # Behind the timers of that moment, so that the router's pulse comes first.
+        self._next_report = self._time.call_later(LOAD_S, self._time.call_soon, self._report)
 
     def _log(self, what: str) -> None:
         if self._record is not None:
