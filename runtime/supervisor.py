@@ -1,7 +1,8 @@
 """Starts, watches and replaces workers, each a group of rank actors, and says which are there.
 
 start_worker ──▶ STARTING ──▶ up ──(a rank dies)──▶ down: all its ranks are ended ──▶ STARTING …
-                               └──(stop_worker)──▶ down, gone
+                               ├──(stop_worker)──▶ down, gone
+                               └──(drained, by whomever)──▶ down, gone
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ class Supervisor:
             watched.task.cancel()
             await asyncio.wait([watched.task])
         await self._membership.remove_worker(worker_id)
+        await self._end(watched)
+
+    async def _end(self, watched: _Watched) -> None:
+        """Stop its ranks, in order where they do so in time, and give back their room."""
+        worker_id = watched.spec.worker_id
         if watched.leader is not None:
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -97,6 +103,7 @@ class Supervisor:
         _kill(watched)
         if watched.room is not None:
             remove_placement_group(watched.room)
+            watched.room = None
 
     async def close(self) -> None:
         """End all workers."""
@@ -124,6 +131,10 @@ class Supervisor:
                     watched.placed.set_result(placed)
                 self._membership.add_worker(worker_id, placed.info.address)
                 if not await self._lives(watched):
+                    log.info("worker %s has left", worker_id)
+                    await self._end(watched)
+                    await self._membership.remove_worker(worker_id)
+                    del self._watched[worker_id]
                     return
                 await self._membership.remove_worker(worker_id)
             # A replica with one dead rank is dead as a whole.
@@ -163,7 +174,7 @@ class Supervisor:
         return replace(placed, other_pids=tuple(pid for _, pid in found))
 
     async def _lives(self, watched: _Watched) -> bool:
-        """Until a rank dies; False where the worker was stopped instead."""
+        """Until a rank dies; False where the worker has left instead."""
         actors = [watched.leader, *watched.others]
         ends = [asyncio.ensure_future(actor.wait_stopped.remote()) for actor in actors]
         try:

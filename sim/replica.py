@@ -35,6 +35,7 @@ from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
 from prefill_pool.worker import PrefillWorker
 from runtime.holdings import Holdings
+from runtime.leaving import Leaving
 from runtime.step_loop import StepLoop
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
 from sim.links import Fabric, SimulatedReceiving, SimulatedSender
@@ -86,6 +87,15 @@ class SimulatedReplica:
         self.prefill = self._prefill_worker(pool)
         self.loop.add(self.decode)
         self.loop.add(self.prefill)
+        self._routers: set[str] = set()
+        self.leaving = Leaving(
+            sides=(self.prefill, self.decode),
+            sessions=self.decode.spiller,
+            load=self.load,
+            routers=lambda: sorted(self._routers),
+            emit=self._tell,
+            clock=clock,
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
@@ -131,6 +141,7 @@ class SimulatedReplica:
         self._tasks = [
             asyncio.create_task(self.loop.run(), name=f"{name} steps"),
             asyncio.create_task(self._tick(), name=f"{name} ticks"),
+            asyncio.create_task(self.leaving.run(), name=f"{name} leaves"),
         ]
 
     async def kill(self) -> None:
@@ -151,6 +162,9 @@ class SimulatedReplica:
 
     def handle(self, router_id: str, command: Command) -> None:
         """A command off the stream."""
+        self._routers.add(router_id)
+        if self.leaving.handle(router_id, command):
+            return
         match command:
             case Reserve():
                 self.decode.reserve(router_id, command)
@@ -165,6 +179,7 @@ class SimulatedReplica:
 
     def router_gone(self, router_id: str) -> None:
         """Its stream is broken: end what it owned."""
+        self._routers.discard(router_id)
         self.prefill.router_gone(router_id)
         self.decode.router_gone(router_id)
 
@@ -184,6 +199,7 @@ class SimulatedReplica:
             sessions_spilled=0,
             transfer_bytes=self.decode.transfer_bytes,
             store_available=False,
+            draining_s=self.leaving.left_s,
         )
 
     def audit(self) -> Audit:

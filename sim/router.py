@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from eastwest.clock import Clock, ns
 from eastwest.config import RouterConfig
@@ -68,7 +68,8 @@ class SimulatedRouter:
         if (former := self._streams.get(worker_id)) is not None:
             former.open = False
         self._streams[worker_id] = Stream(replica, self._delay)
-        self.tell(lambda now: self.scheduler.worker_up(replica.info, now))
+        info = replace(replica.info, draining_s=replica.leaving.left_s)
+        self.tell(lambda now: self.scheduler.worker_up(info, now))
 
     def disconnect(self, worker_id: str, reason: str) -> None:
         """The stream is broken; whoever lives on the other side hears of it too."""
