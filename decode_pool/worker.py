@@ -170,7 +170,7 @@ class DecodeWorker:
     @property
     def idle(self) -> bool:
         """See `runtime.leaving.Side`."""
-        return not self._works and not self._leaving
+        return not (self._works or self._leaving or self._holdings.retiring)
 
     def give_back(self, error: Draining) -> None:
         """End all requests; their routers are told."""

@@ -123,7 +123,7 @@ class PrefillWorker:
     @property
     def idle(self) -> bool:
         """See `runtime.leaving.Side`."""
-        return not self._jobs
+        return not (self._jobs or self._holdings.retiring)
 
     def give_back(self, error: Draining) -> None:
         """End all jobs; their routers are told."""
