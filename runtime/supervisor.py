@@ -82,6 +82,18 @@ class Supervisor:
         watched.task = asyncio.create_task(self._watch(watched), name=f"watch {spec.worker_id}")
         return watched.placed
 
+    async def drain_worker(self, worker_id: str, timeout_s: float) -> None:
+        """Let a worker leave by itself (`runtime.leaving`); returns when it is gone. `Unavailable`
+        where it is not up, or is lost meanwhile."""
+        watched = self._watched[worker_id]
+        if watched.leader is None or watched.task is None:
+            raise Unavailable(f"worker {worker_id} is down; allowed: workers that are up")
+        try:
+            await watched.leader.drain.remote(timeout_s)
+        except RayActorError as error:
+            raise Unavailable(f"worker {worker_id} was lost while it drained") from error
+        await asyncio.wait([watched.task])
+
     async def stop_worker(self, worker_id: str) -> None:
         """End a worker for good: its work is ended, its memory freed, its processes gone."""
         watched = self._watched.pop(worker_id)

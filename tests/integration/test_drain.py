@@ -309,9 +309,9 @@ async def test_an_operator_hears_that_the_worker_was_lost(tiny_model_dir: Path) 
 
 
 @asynccontextmanager
-async def another_router(rig: Rig, model_dir: Path) -> AsyncIterator[AsyncClient]:
-    """On the same workers."""
-    router = Router(rig.config, model_dir, None, SystemClock(), random.Random(8))
+async def another_router(rig: Rig, model_dir: Path, seed: int) -> AsyncIterator[AsyncClient]:
+    """On the same workers. seed: makes its name."""
+    router = Router(rig.config, model_dir, None, SystemClock(), random.Random(seed))
     address = await router.start()
     try:
         for worker_id, replica in rig.replicas.items():
@@ -326,7 +326,7 @@ async def another_router(rig: Rig, model_dir: Path) -> AsyncIterator[AsyncClient
 async def test_every_router_honours_it(tiny_model_dir: Path) -> None:
     async with (
         a_rig(tiny_model_dir, decode=2, config=one_attempt()) as rig,
-        another_router(rig, tiny_model_dir) as other,
+        another_router(rig, tiny_model_dir, seed=8) as other,
     ):
         await until_liveness(other, "decode-0", Liveness.UP)
         await until_liveness(other, "decode-1", Liveness.UP)
@@ -336,7 +336,7 @@ async def test_every_router_honours_it(tiny_model_dir: Path) -> None:
         await until_held(rig, "decode-0")
         leaving = asyncio.ensure_future(drained(rig, "decode-0", timeout_s=0.3))
         await until_liveness(other, "decode-0", Liveness.DRAINING)
-        async with another_router(rig, tiny_model_dir) as late:
+        async with another_router(rig, tiny_model_dir, seed=9) as late:
             await until_liveness(late, "decode-1", Liveness.UP)
             for client in (other, late):
                 completion = await client.generate(prompt, sampling=GREEDY)
