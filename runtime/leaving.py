@@ -156,20 +156,20 @@ class Leaving:
                 continue
             self.state = LeaveState.SETTLING
             dropped = await self._sessions.empty()
-            # Reading it narrows its type, which `cancel` may have changed meanwhile.
-            if self._settles():
+            if self._in(LeaveState.SETTLING):
                 await self._part(dropped)
                 return
 
-    def _settles(self) -> bool:
-        return self.state is LeaveState.SETTLING
+    def _in(self, state: LeaveState) -> bool:
+        """Compared so that a checker of types does not take it for what it was before."""
+        return self.state is state
 
     async def _part(self, dropped: int) -> None:
         self.state = LeaveState.DRAINED
         self._report()
         stored = self._sessions.spilled_sessions - self._spilled_before
         self._waited_for = set(self._routers())
-        for router_id in self._waited_for:
+        for router_id in sorted(self._waited_for):
             self._emit(router_id, Drained(stored, dropped))
         try:
             async with asyncio.timeout(GRACE_S):
@@ -188,5 +188,5 @@ class Leaving:
 
     def _report(self) -> None:
         """All routers hear at once how it stands."""
-        for router_id in self._routers():
+        for router_id in sorted(self._routers()):
             self._emit(router_id, self._load())
