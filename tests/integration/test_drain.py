@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from eastwest.client import AsyncClient
@@ -18,6 +19,7 @@ from eastwest.messages import Liveness
 from eastwest.operator_client import DrainReport, OperatorClient
 from eastwest.testing.engine import expected_output
 from eastwest.types import Role, SamplingParams
+from eastwest.v1.cluster_pb2 import DrainRequest
 from kv_store.embedded import EmbeddedValkey
 from router.server import Router
 from tests.integration.test_migration import hold, tokens_of, until_held
@@ -289,6 +291,21 @@ async def test_a_second_operator_joins_in(tiny_model_dir: Path) -> None:
             for wrong in (-1.0, 1e9, float("nan")):
                 with pytest.raises(InvalidArgument, match=r"timeout_s is .*; allowed: 0 to 86400"):
                     await anext(operator.drain("decode-1", timeout_s=wrong))
+
+
+@pytest.mark.parametrize("method", ["Drain", "CancelDrain"])
+async def test_a_malformed_request_is_an_invalid_argument(
+    tiny_model_dir: Path, method: str
+) -> None:
+    unknown = DrainRequest(worker_id="decode-0").SerializeToString() + b"\xfa\x7f\x00"
+    async with a_rig(tiny_model_dir) as rig, grpc.aio.insecure_channel(rig.address) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        call = channel.unary_unary(f"/eastwest.v1.Cluster/{method}")
+        for data in (b"\xff", unknown):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(data)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await liveness(rig.client))["decode-0"] is Liveness.UP
 
 
 async def test_an_operator_hears_that_the_worker_was_lost(tiny_model_dir: Path) -> None:
