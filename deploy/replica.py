@@ -139,15 +139,18 @@ class Replica:
         # Decode rows first: a prompt chunk joins the batch, it does not displace it.
         self._loop.add(self._decode)
         self._loop.add(self._prefill)
-        self._leaving = Leaving(
+        self._leaving = self._make_leaving()
+        self.left = self._leaving.left
+
+    def _make_leaving(self) -> Leaving:
+        return Leaving(
             sides=(self._prefill, self._decode),
             sessions=self._decode.spiller,
             load=self.load,
             routers=lambda: self._control.routers,
             emit=self._control.emit,
-            clock=clock,
+            clock=self._clock,
         )
-        self.left = self._leaving.left
 
     def info(self) -> WorkerInfo:
         """Who this replica is; known once it has started."""
