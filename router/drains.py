@@ -85,7 +85,9 @@ class Drains:
             return
         move_ns = now_ns + ns(timeout_s)
         drain = self._of(worker) or self._begin(worker, move_ns, now_ns, out)
-        drain.move_ns, drain.cancelling = min(drain.move_ns, move_ns), False
+        drain.move_ns = min(drain.move_ns, move_ns)
+        # Where somebody has just wanted it to stay, its word that it does is of before.
+        drain.heard, drain.cancelling = drain.heard and not drain.cancelling, False
         out.append(worker.send(Drain(timeout_s)))
 
     def cancel(self, worker: Worker, out: list[Action]) -> bool:
