@@ -63,6 +63,7 @@ class _Watched:
     others: list[Any] = field(default_factory=list)
     latest: Placed | None = None
     pause_s: float = RESTART_PAUSE_S
+    left: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -91,7 +92,9 @@ class Supervisor:
         try:
             await watched.leader.drain.remote(timeout_s)
         except RayActorError as error:
-            raise Unavailable(f"worker {worker_id} was lost while it drained") from error
+            # Its process may be ended before its answer is out.
+            if not watched.left:
+                raise Unavailable(f"worker {worker_id} was lost while it drained") from error
         await asyncio.wait([watched.task])
 
     async def stop_worker(self, worker_id: str) -> None:
@@ -144,9 +147,10 @@ class Supervisor:
                 self._membership.add_worker(worker_id, placed.info.address)
                 if not await self._lives(watched):
                     log.info("worker %s has left", worker_id)
+                    watched.left = True
                     await self._end(watched)
                     await self._membership.remove_worker(worker_id)
-                    del self._watched[worker_id]
+                    self._watched.pop(worker_id, None)
                     return
                 await self._membership.remove_worker(worker_id)
             # A replica with one dead rank is dead as a whole.
