@@ -212,7 +212,8 @@ class Drains:
             self._follow(life, now_ns)
 
     def _end(self, drain: _Drain, state: DrainState, now_ns: int) -> None:
-        drain.running = self._served(drain.worker)
+        # What has drained serves nothing, though KV that it sent may not have shown itself yet.
+        drain.running = 0 if state is DrainState.DRAINED else self._served(drain.worker)
         drain.state, drain.ended_ns = state, now_ns
 
     def _served(self, worker: Worker) -> int:
