@@ -22,6 +22,7 @@ from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig, StoreConfig
 from eastwest.errors import (
     DeadlineExceeded,
+    Draining,
     EastWestError,
     InternalError,
     InvalidArgument,
@@ -164,6 +165,16 @@ class DecodeWorker:
         work = self._works.get(request_id)
         if work is not None:
             error = LeaseExpired(f"no sign of life for {self._kv_config.lease_s} s")
+            self._end_with(work, error)
+
+    @property
+    def idle(self) -> bool:
+        """See `runtime.leaving.Side`."""
+        return not (self._works or self._leaving or self._holdings.retiring)
+
+    def give_back(self, error: Draining) -> None:
+        """End all requests; their routers are told."""
+        for work in list(self._works.values()):
             self._end_with(work, error)
 
     def owners(self) -> Collection[Owner]:

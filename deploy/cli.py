@@ -176,6 +176,27 @@ def status(address: Address = DEFAULT_ADDRESS) -> None:
 
 
 @app.command()
+def drain(
+    worker_id: Annotated[str, typer.Argument(help="Name of the worker; see 'eastwest status'.")],
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which running requests are moved to other workers."),
+    ] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Let it stay.")] = False,
+) -> None:
+    """Let a worker leave without a failed request: no new work, its sessions stored, and gone."""
+    from deploy.drain import cancel_drain
+    from deploy.drain import drain as drain_worker
+
+    if cancel:
+        _run(cancel_drain(address, worker_id, console))
+    elif not _run(drain_worker(address, worker_id, timeout, console)):
+        console.print(f"the drain goes on; 'eastwest drain {worker_id} --cancel' ends it")
+        raise SystemExit(INTERRUPTED)
+
+
+@app.command()
 def models(config: ConfigPath = None, settings: Settings = None) -> None:
     """List the models that can be served by name."""
     from engine.catalog import builtin_models

@@ -140,8 +140,12 @@ class Deployment:
         spec = worker_spec(self.config, role, index, self._host)
         return await _in_time(self.supervisor.start_worker(spec))
 
+    async def drain_worker(self, worker_id: str) -> None:
+        """Let a replica leave without a failed request; returns when it is gone."""
+        await self.supervisor.drain_worker(worker_id, self.config.router.drain_timeout_s)
+
     async def stop_worker(self, worker_id: str) -> None:
-        """End a replica for good."""
+        """End a replica at once and for good; what it serves goes on elsewhere."""
         await self.supervisor.stop_worker(worker_id)
 
 

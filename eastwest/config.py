@@ -204,6 +204,12 @@ class RouterConfig(Section):
     worker_timeout_s: float = Field(
         20.0, gt=0, description="a worker silent for this long is treated as dead"
     )
+    drain_timeout_s: float = Field(
+        60.0,
+        ge=0,
+        description="running requests may stay for this long on a worker that leaves; then they "
+        "are moved",
+    )
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> RouterConfig:

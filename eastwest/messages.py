@@ -15,7 +15,7 @@ from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
 from eastwest.value import value
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ class WorkerInfo:
 
     epoch: this incarnation; larger than that of any former one with the same worker_id.
     address: ``host:port`` of its gRPC server. num_blocks: of all data-parallel groups together.
-    step_tokens: most prompt tokens in one step. host, transports: see `KvSource`.
+    step_tokens: most prompt tokens in one step. host, transports: see `KvSource`. draining_s: see
+    `Load`.
     """
 
     worker_id: str
@@ -98,6 +99,7 @@ class WorkerInfo:
     host: str = ""
     transports: tuple[Transport, ...] = (Transport.GRPC,)
     protocol_version: int = PROTOCOL_VERSION
+    draining_s: float | None = None
 
     @property
     def sequence_blocks_max(self) -> int:
@@ -213,7 +215,25 @@ class ResyncKv:
     """The router has missed KV events; answered by all of the worker's blocks, in `KvEvents`."""
 
 
-Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Leave: see `runtime.leaving`. timeout_s: how long running work may go on; of several the
+    soonest end counts."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Serve again, unless `Drained` was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Answers `Drained`: nothing of this router is on the worker any more."""
+
+
+Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv | Drain | Undrain | Dismiss
 
 # Events: worker to router.
 
@@ -308,6 +328,7 @@ class Load:
 
     links: one entry a prefill worker. expert_tokens: pairs of token and expert that each rank
     has computed; empty for dense models. kv_sequence: of the last `KvEvents` before this report.
+    draining_s: how long running work may still go on here; None where the worker does not drain.
     """
 
     free_blocks: int
@@ -325,6 +346,7 @@ class Load:
     links: tuple[KvLink, ...] = ()
     expert_tokens: tuple[int, ...] = ()
     kv_sequence: int = 0
+    draining_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +378,16 @@ class KvEvents:
     whole: bool = False
 
 
-Event = Reserved | Prefilled | Stepped | Failed | Load | KvEvents
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing runs or rests here any more; the worker ends when it is dismissed. Counts are of
+    sessions, since the drain began: dropped are those that no store took."""
+
+    sessions_stored: int
+    sessions_dropped: int
+
+
+Event = Reserved | Prefilled | Stepped | Failed | Load | KvEvents | Drained
 
 
 class Liveness(enum.StrEnum):
@@ -364,4 +395,5 @@ class Liveness(enum.StrEnum):
 
     CONNECTING = "connecting"
     UP = "up"
+    DRAINING = "draining"
     DOWN = "down"

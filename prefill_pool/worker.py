@@ -16,6 +16,7 @@ from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig
 from eastwest.errors import (
     DeadlineExceeded,
+    Draining,
     EastWestError,
     InternalError,
     InvalidArgument,
@@ -117,6 +118,19 @@ class PrefillWorker:
                 job.ending = True
                 phase = _PHASES[job.state]
                 self._report(job, DeadlineExceeded(f"the deadline passed in phase {phase}"))
+                self._cancel(job)
+
+    @property
+    def idle(self) -> bool:
+        """See `runtime.leaving.Side`."""
+        return not (self._jobs or self._holdings.retiring)
+
+    def give_back(self, error: Draining) -> None:
+        """End all jobs; their routers are told."""
+        for job in self._jobs.values():
+            if not job.ending:
+                job.ending = True
+                self._report(job, error)
                 self._cancel(job)
 
     def owners(self) -> Collection[Owner]:

@@ -73,8 +73,8 @@ class Lifecycle:
 
     attempts_left: placements that may still be lost. wake_ns: when `expire` must be called.
     failed_on: workers that lost an attempt; others are preferred. attempt: the latest one, None
-    before the first. error: how it ended, where it did not end well. migrations: attempts lost
-    after the first token, each followed by another one.
+    before the first. error: how it ended, where it did not end well. migrations: attempts lost or
+    moved after the first token, each followed by another one.
     """
 
     request: Request
@@ -257,12 +257,15 @@ class Lifecycle:
     def failed(self, worker: Worker, event: Failed, out: list[Action]) -> None:
         """A worker has ended its part, and holds nothing any more."""
         attempt = self._tried()
-        if not self._needs(worker):
+        if not self.needs(worker):
             return
         attempt.drop(worker)
         if event.code is ErrorCode.OVERLOADED and not attempt.filled:
             # Refused, not lost: nothing was tried. The deadline bounds how often.
             self._retry(out)
+            return
+        if event.code is ErrorCode.DRAINING:
+            self._move(out)
             return
         error = error_from(event.code, event.message, phase=event.phase)
         if event.code is ErrorCode.DEADLINE_EXCEEDED:
@@ -278,12 +281,22 @@ class Lifecycle:
     ) -> None:
         """A worker is gone, or silent and treated as such. patience_ns: how long KV that may have
         left a prefill worker is given to show itself at the decode worker."""
-        if not self._needs(worker):
+        if not self.needs(worker):
             return
         if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
             self.wake_ns = min(self.wake_ns, now_ns + patience_ns)
             return
         self._lose(worker, Unavailable(f"{worker} is gone ({reason})", phase=self.phase), out)
+
+    def leave(self, worker: Worker, out: list[Action]) -> bool:
+        """The worker is to be free of it: go on elsewhere, at no attempt's cost. False where there
+        is nothing to leave, or only KV that is on its way from there."""
+        if not self.needs(worker):
+            return False
+        if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
+            return False
+        self._move(out)
+        return True
 
     def expire(self, now_ns: int, out: list[Action]) -> None:
         """`wake_ns` has come, or was moved since."""
@@ -313,7 +326,7 @@ class Lifecycle:
         self.error = error
         out.append(End(self.request.request_id, error))
 
-    def _needs(self, worker: Worker) -> bool:
+    def needs(self, worker: Worker) -> bool:
         """Whether losing `worker` matters."""
         if self.attempt is None or self.state in (State.QUEUED, State.ENDED):
             return False
@@ -337,6 +350,11 @@ class Lifecycle:
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the deadline passed in phase {self.phase}", phase=self.phase)
+
+    def _move(self, out: list[Action]) -> None:
+        # Where room was only asked for, nothing has run there.
+        self.migrations += bool(self._tokens) and self.state is not State.RESERVING
+        self._retry(out)
 
     def _retry(self, out: list[Action]) -> None:
         self._abort(out)

@@ -77,6 +77,7 @@ class WorkerLink:
         self._up = False
         self._failures = 0
         self._last_reason = ""
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -102,6 +103,7 @@ class WorkerLink:
 
     async def close(self) -> None:
         """End the stream for good; a worker that was up is reported down. Idempotent."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -109,6 +111,9 @@ class WorkerLink:
     async def _run(self) -> None:
         while True:
             error = await self._connection()
+            if self._closed:
+                # A group of tasks that ends by an error takes a cancellation for its own.
+                return
             self._note(error)
             ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failures, 16))
             self._failures += 1

@@ -1,8 +1,8 @@
 """The router as a process sees it: a gRPC server around scheduler, links and sessions.
 
-Serves `Inference`, grpc.health.v1 and reflection, and where `router.http_port` is set the same
-over HTTP, as OpenAI's API. Health is SERVING while a request could be
-served: a pair of prefill and decode worker, or an aggregated worker, is up.
+Serves `Inference`, `Cluster`, grpc.health.v1 and reflection, and where `router.http_port` is set
+inference over HTTP, as OpenAI's API. Health is SERVING while a request could be served: a pair of
+prefill and decode worker, or an aggregated worker, is up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from eastwest.errors import ConfigError, Unavailable
 from eastwest.ports import ServingCosts
 from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
+from router import cluster_service
 from router.chat_template import load_chat_template
+from router.cluster_service import ClusterService
 from router.conversations import Conversations
 from router.http.app import http_app
 from router.http.server import HttpServer
@@ -80,6 +82,7 @@ class Router:
             clock=clock,
             rng=rng,
         )
+        self._cluster = ClusterService(self._shell, config.router.drain_timeout_s)
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
@@ -89,9 +92,9 @@ class Router:
     async def start(self) -> str:
         """Bind and serve; returns the bound ``host:port``. `ConfigError` where it cannot bind."""
         server = grpc.aio.server(options=_options(self._config.limits.message_bytes))
-        server.add_generic_rpc_handlers((self._service.handlers(),))
+        server.add_generic_rpc_handlers((self._service.handlers(), self._cluster.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, cluster_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         self._http = self._bind_http()
         host, port = self._config.router.host, self._config.router.port

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Protocol
 
 import grpc.aio
@@ -80,6 +80,7 @@ class _Outbox:
         self._kv_events = 0
         self._ready = asyncio.Event()
         self._broken: EastWestError | None = None
+        self._last = False
 
     def put(self, event: Event) -> None:
         if len(self._events) >= EVENTS_MAX:
@@ -99,16 +100,24 @@ class _Outbox:
         self._broken = error
         self._ready.set()
 
-    async def wait(self) -> None:
-        """Until events are waiting; raises what broke the stream."""
+    def finish(self) -> None:
+        """What waits is the last that is written."""
+        self._last = True
+        self._ready.set()
+
+    async def wait(self) -> bool:
+        """Until events are waiting; False where none are to come. Raises what broke the stream."""
         await self._ready.wait()
         if self._broken is not None:
             raise self._broken
+        return bool(self._events) or not self._last
 
     def take(self) -> list[worker_pb2.Event]:
         """All waiting events."""
         self._ready.clear()
         events, self._events, self._kv_events = self._events, [], 0
+        if self._last:
+            self._ready.set()
         return events
 
 
@@ -131,6 +140,16 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         """End all streams: their routers hear that the worker stops."""
         for outbox in self._outboxes.values():
             outbox.break_off(Unavailable("the worker is stopping"))
+
+    def finish(self) -> None:
+        """End all streams behind what waits to be written."""
+        for outbox in self._outboxes.values():
+            outbox.finish()
+
+    @property
+    def routers(self) -> Collection[str]:
+        """Those that have a stream."""
+        return self._outboxes.keys()
 
     def emit(self, router_id: str, event: Event) -> None:
         """Queue an event; dropped where the router is gone, since its work is ended then."""
@@ -250,8 +269,7 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
                     self._handler.handle(router_id, value)
 
     async def _write(self, outbox: _Outbox, epoch: int, context: _Context) -> None:
-        while True:
-            await outbox.wait()
+        while await outbox.wait():
             self._flush_kv()
             events = worker_pb2.Events(epoch=epoch, events=outbox.take())
             await context.write(worker_pb2.WorkerMessage(events=events))

@@ -87,6 +87,11 @@ class Holdings:
         if owner in self.ledger:
             self._leaving.add(owner)
 
+    @property
+    def retiring(self) -> bool:
+        """Whether an owner that has ended has still to release."""
+        return bool(self._leaving)
+
     def release(self, owner: Owner) -> None:
         """End what `owner` holds. Named blocks stay cached, the others are free."""
         self._leaving.discard(owner)

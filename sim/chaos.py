@@ -1,9 +1,10 @@
 """Faults at random times against a SIMULATED cluster, and what must hold whatever happens.
 
 A run is a storm, then calm. In the storm requests come, are cancelled and run out of time, replicas
-are killed and come back, streams are cut, workers hang, and transfers are lost or slow. Watched
-throughout: every token exactly once and in order, one ending each, the scheduler's own books.
-After the calm: every request has ended, no block is held or leaked, no transfer is open.
+are killed and come back, workers are drained and replaced, streams are cut, workers hang, and
+transfers are lost or slow. Watched throughout: every token exactly once and in order, one ending
+each, the scheduler's own books, nothing left to do on a worker that has drained. After the calm:
+every request has ended, no block is held or leaked, no transfer is open.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _CONFIG = Config(
     ),
     kv=KVConfig(lease_s=5.0),
 )
+_ONE_ATTEMPT = _CONFIG.router.model_copy(update={"attempts_max": 1})
 _SHAPES = (
     ((Role.PREFILL, 1), (Role.DECODE, 1)),
     ((Role.PREFILL, 2), (Role.DECODE, 2)),
@@ -44,7 +46,8 @@ _SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to. digest: of everything that happened, in order."""
+    """What a run came to. digest: of everything that happened, in order. leaves: workers that have
+    drained."""
 
     seed: int
     requests: int
@@ -53,13 +56,16 @@ class Result:
     events: int
     virtual_s: float
     digest: str
+    leaves: int = 0
 
 
 class Storm:
-    """One run."""
+    """One run. drains_only: nothing worse happens than that workers are drained, and no request may
+    fail."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, drains_only: bool = False) -> None:
         self.seed = seed
+        self.drains_only = drains_only
         self.rng = random.Random(seed)
         self.log = hashlib.blake2b(digest_size=16)
         self.loop = VirtualLoop()
@@ -70,16 +76,17 @@ class Storm:
         return self.loop.run(self._run())
 
     async def _run(self) -> Result:
-        rng = self.rng
+        rng, gentle = self.rng, self.drains_only
         pool = PoolConfig(step_tokens=rng.choice((64, 512)), running_max=rng.choice((4, 32)))
         shape = Shape(
             rng.choice(_SHAPES), num_blocks=rng.choice((48, 200)), pool=pool, kv=_SPEC,
             link_bytes_per_s=rng.choice((1e5, 1e8)), message_s=rng.choice((1e-4, 2e-2)),
-            config=_CONFIG,
+            config=_CONFIG.model_copy(update={"router": _ONE_ATTEMPT}) if gentle else _CONFIG,
         )  # fmt: skip
         clock = VirtualClock(self.loop)
         cluster = Cluster(shape, _step_time, clock, rng, record=self._record)
-        cluster.fabric.faults = LinkFaults(lost=rng.choice((0.0, 0.1)), slow=rng.choice((0.0, 0.2)))
+        faults = LinkFaults(lost=rng.choice((0.0, 0.1)), slow=rng.choice((0.0, 0.2)))
+        cluster.fabric.faults = LinkFaults() if gentle else faults
         cluster.start()
         count = rng.randrange(5, 40)
         work = [self._client(cluster, f"r{i}") for i in range(count)]
@@ -92,9 +99,10 @@ class Storm:
         cluster.check_quiet()
         await cluster.close()
         done = sum(1 for _ in cluster.finished())
+        assert done == count or not gentle, "a drain has ended a request"
         return Result(
             self.seed, count, done, count - done, cluster.router.events, self.loop.time(),
-            self.log.hexdigest(),
+            self.log.hexdigest(), cluster.leaves,
         )  # fmt: skip
 
     async def _client(self, cluster: Cluster, name: str) -> None:
@@ -102,7 +110,7 @@ class Storm:
         await asyncio.sleep(rng.uniform(0, STORM_S))
         now = cluster.clock.now_ns()
         prompt_tokens = rng.choice((1, 16, 40, 150))
-        timeout_s = rng.choice((1.0, 60.0, 60.0, 60.0))
+        timeout_s = 600.0 if self.drains_only else rng.choice((1.0, 60.0, 60.0, 60.0))
         shared = rng.choice((0, 0, 7))  # some begin alike
         first = shared or rng.randrange(1, 1000)
         request = Request(
@@ -116,7 +124,7 @@ class Storm:
             deadline_ns=now + ns(timeout_s),
             priority=rng.choice((0, 0, 3)),
         )
-        if cluster.submit(request) is None and rng.random() < 0.15:
+        if cluster.submit(request) is None and not self.drains_only and rng.random() < 0.15:
             await asyncio.sleep(rng.expovariate(1.0))
             error = Cancelled("the client went away")
             cluster.router.tell(lambda at: cluster.router.scheduler.cancel(name, error, at))
@@ -127,8 +135,10 @@ class Storm:
         mean_s = rng.choice((1.0, 4.0, 100.0))
         while seconds(cluster.clock.now_ns()) < STORM_S:
             await asyncio.sleep(rng.expovariate(1 / mean_s))
+            if not cluster.replicas:
+                continue  # all have left, and others are on their way
             worker_id = rng.choice(sorted(cluster.replicas))
-            match rng.randrange(3):
+            match 3 if self.drains_only else rng.randrange(4):
                 case 0:
                     role = cluster.replicas[worker_id].info.role
                     await cluster.kill(worker_id)
@@ -140,7 +150,13 @@ class Storm:
                     replica = cluster.replicas[worker_id]
                     cluster.router.disconnect(worker_id, "the stream was cut")
                     await asyncio.sleep(rng.uniform(0.0, 1.0))
-                    cluster.router.connect(replica)
+                    if replica.alive:
+                        cluster.router.connect(replica)
+                case 3:
+                    cluster.drain(worker_id, rng.choice((0.0, 0.5, 5.0, 60.0)))
+                    if rng.random() < 0.3:
+                        await asyncio.sleep(rng.uniform(0.0, 1.0))
+                        cluster.undrain(worker_id)
 
     def _record(self, line: str) -> None:
         self.log.update(line.encode() + b"\n")
@@ -153,10 +169,10 @@ def _step_time(role: Role) -> StepTime:
     return lambda rows: 1e-3 + 2e-5 * sum([len(row.tokens) for row in rows])
 
 
-def run_seed(seed: int) -> Result:
+def run_seed(seed: int, *, drains_only: bool = False) -> Result:
     """One storm. Raises `AssertionError` where a promise is broken, and what else may go wrong;
     naming the seed."""
-    storm = Storm(seed)
+    storm = Storm(seed, drains_only=drains_only)
     try:
         return storm.run()
     except Exception as error:
@@ -177,4 +193,5 @@ def summary(results: list[Result]) -> Result:
         events=sum(r.events for r in results),
         virtual_s=sum(r.virtual_s for r in results),
         digest=digest.hexdigest(),
+        leaves=sum(r.leaves for r in results),
     )

@@ -7,6 +7,7 @@ checked as it happens (`ExactlyOnce`), and written down (`Seen`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from operator import attrgetter
 
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
-from eastwest.errors import EastWestError
+from eastwest.errors import EastWestError, NotFound, Unavailable
 from eastwest.layout import KVSpec
 from eastwest.messages import Event, ModelInfo
 from eastwest.ports import ServingCosts
@@ -30,6 +31,7 @@ from sim.virtual_loop import Call, running_loop
 
 LOAD_S = 1.0
 _ID = attrgetter("token")
+RESTART_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Cluster:
             shape.costs,
         )
         self.replicas: dict[str, SimulatedReplica] = {}
+        self.leaves = 0
+        self._followers: dict[str, asyncio.Task[None]] = {}
         self.former: list[SimulatedReplica] = []
         self.seen: dict[str, Seen] = {}
         self.exactly_once = ExactlyOnce(self._expected)
@@ -140,17 +144,50 @@ class Cluster:
         )
         self.replicas[worker_id] = replica
         replica.start()
+        following = asyncio.get_running_loop().create_task(self._follow(replica))
+        self._followers[worker_id] = following
         self.router.connect(replica)
         self._log(f"{worker_id} is up, epoch {self._epochs}")
 
     async def kill(self, worker_id: str) -> None:
         """The worker's process is gone, and its stream broken."""
         replica = self.replicas.pop(worker_id)
+        self._followers.pop(worker_id).cancel()
         self._log(f"{worker_id} is killed")
         replica.alive = False
         self.router.disconnect(worker_id, "it was killed")
         await replica.kill()
         self.former.append(replica)
+
+    def drain(self, worker_id: str, timeout_s: float) -> None:
+        """An operator wants the worker away. Another comes in its place when it has left."""
+        self._log(f"{worker_id} is to drain within {timeout_s:.3f} s")
+        scheduler = self.router.scheduler
+        with contextlib.suppress(NotFound, Unavailable):  # it may be down
+            self.router.tell(lambda now: scheduler.drain(worker_id, timeout_s, now))
+
+    def undrain(self, worker_id: str) -> None:
+        """The operator has changed their mind."""
+        self._log(f"{worker_id} is to stay")
+        with contextlib.suppress(NotFound, Unavailable):  # it may be down, or have drained
+            self.router.tell(lambda _: self.router.scheduler.undrain(worker_id))
+
+    async def _follow(self, replica: SimulatedReplica) -> None:
+        """Until it has left, holding nothing for anybody; then starts another."""
+        await replica.leaving.left.wait()
+        worker_id, audit = replica.info.worker_id, replica.audit()
+        assert not audit.leaked_blocks, f"{worker_id} leaks: {audit}"
+        assert replica.prefill.idle, f"{worker_id} leaves with prompts"
+        assert replica.decode.idle, f"{worker_id} leaves with sequences"
+        self._log(f"{worker_id} leaves")
+        del self.replicas[worker_id]
+        self.leaves += 1
+        replica.alive = False
+        self.router.disconnect(worker_id, "it has left")
+        await replica.kill()
+        self.former.append(replica)
+        await asyncio.sleep(self.rng.uniform(0.1, RESTART_S))
+        self.spawn(worker_id, replica.info.role)
 
     def submit(self, request: Request) -> EastWestError | None:
         """A client asks. What it is refused with, if it is."""
@@ -177,6 +214,11 @@ class Cluster:
         """End everything."""
         if self._next_report is not None:
             self._next_report.cancel()
+        for following in self._followers.values():
+            following.cancel()
+        for failed in await asyncio.gather(*self._followers.values(), return_exceptions=True):
+            if isinstance(failed, Exception):
+                raise failed
         for replica in self.replicas.values():
             await replica.close()
 

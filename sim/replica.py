@@ -7,6 +7,7 @@ held is told to anybody.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import cast
 
@@ -35,6 +36,7 @@ from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
 from prefill_pool.worker import PrefillWorker
 from runtime.holdings import Holdings
+from runtime.leaving import Leaving
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
 from sim.links import Fabric, SimulatedReceiving, SimulatedSender
 from sim.virtual_loop import Call, running_loop
@@ -86,6 +88,15 @@ class SimulatedReplica:
         self.prefill = self._prefill_worker(pool)
         self.steps.add(self.decode)
         self.steps.add(self.prefill)
+        self.leaving = Leaving(
+            sides=(self.prefill, self.decode),
+            sessions=self.decode.spiller,
+            load=self.load,
+            routers=lambda: self._routers,
+            emit=self._tell,
+            clock=clock,
+        )
+        self._departure: asyncio.Task[None] | None = None
         self._time = running_loop()
         self._next_tick: Call | None = None
 
@@ -129,6 +140,7 @@ class SimulatedReplica:
         """Take commands and transfers."""
         self._fabric.listen(self.info.address, self.decode.transfers)
         self.steps.start()
+        self._departure = asyncio.create_task(self.leaving.run())
         self._next_tick = self._time.call_soon(self._tick)
 
     async def kill(self) -> None:
@@ -143,11 +155,16 @@ class SimulatedReplica:
         await self.decode.close()
         if self._next_tick is not None:
             self._next_tick.cancel()
+        if self._departure is not None:
+            self._departure.cancel()
+            await asyncio.gather(self._departure, return_exceptions=True)
         self.steps.stop()
         self._fabric.leave(self.info.address)
 
     def handle(self, router_id: str, command: Command) -> None:
         """A command off the stream."""
+        if self.leaving.handle(router_id, command):
+            return
         match command:
             case Reserve():
                 self.decode.reserve(router_id, command)
@@ -192,6 +209,7 @@ class SimulatedReplica:
             transfer_bytes=self.decode.transfer_bytes,
             store_available=False,
             kv_sequence=self.holdings.pool.journal.sequence,
+            draining_s=self.leaving.left_s,
         )
 
     def audit(self) -> Audit:

@@ -7,7 +7,7 @@ way. A replica that hangs is one whose streams stand still.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eastwest.clock import Clock, ns
 from eastwest.config import RouterConfig
@@ -62,7 +62,8 @@ class SimulatedRouter:
         if (former := self._streams.get(worker_id)) is not None:
             former.open = False
         self._streams[worker_id] = Stream(replica)
-        self.tell(lambda now: self.scheduler.worker_up(replica.info, now))
+        info = replace(replica.info, draining_s=replica.leaving.left_s)
+        self.tell(lambda now: self.scheduler.worker_up(info, now))
         replica.tell_whole(self.router_id)
 
     def disconnect(self, worker_id: str, reason: str) -> None:

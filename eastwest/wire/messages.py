@@ -61,6 +61,12 @@ def command_to_wire(command: m.Command) -> worker.Command:
             return worker.Command(heartbeat=worker.Heartbeat())
         case m.ResyncKv():
             return worker.Command(resync_kv=worker.ResyncKv())
+        case m.Drain():
+            return worker.Command(drain=worker.Drain(timeout_s=command.timeout_s))
+        case m.Undrain():
+            return worker.Command(undrain=worker.Undrain())
+        case m.Dismiss():
+            return worker.Command(dismiss=worker.Dismiss())
 
 
 def command_from_wire(wire: worker.Command) -> m.Command:
@@ -96,9 +102,16 @@ def command_from_wire(wire: worker.Command) -> m.Command:
             return m.Heartbeat()
         case "resync_kv":
             return m.ResyncKv()
+        case "drain":
+            return m.Drain(wire.drain.timeout_s)
+        case "undrain":
+            return m.Undrain()
+        case "dismiss":
+            return m.Dismiss()
         case _:
             raise InvalidArgument(
-                "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv"
+                "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv, "
+                "drain, undrain, dismiss"
             )
 
 
@@ -192,10 +205,21 @@ def event_to_wire(event: m.Event) -> worker.Event:
                 )
                 for link in event.links
             ]
-            load = worker.Load(links=links, expert_tokens=event.expert_tokens, **fields)
+            load = worker.Load(
+                links=links,
+                expert_tokens=event.expert_tokens,
+                draining_s=event.draining_s,
+                **fields,
+            )
             return worker.Event(load=load)
         case m.KvEvents():
             return worker.Event(kv=kv_events_to_wire(event))
+        case m.Drained():
+            return worker.Event(
+                drained=worker.Drained(
+                    sessions_stored=event.sessions_stored, sessions_dropped=event.sessions_dropped
+                )
+            )
 
 
 def event_from_wire(wire: worker.Event) -> m.Event:
@@ -238,10 +262,14 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                     for k in load.links
                 ),
                 expert_tokens=tuple(load.expert_tokens),
+                draining_s=load.draining_s if load.HasField("draining_s") else None,
             )
         case "kv":
             return kv_events_from_wire(wire.kv)
+        case "drained":
+            return m.Drained(wire.drained.sessions_stored, wire.drained.sessions_dropped)
         case _:
             raise InvalidArgument(
-                "an event is empty; allowed: reserved, prefilled, stepped, failed, load, kv"
+                "an event is empty; allowed: reserved, prefilled, stepped, failed, load, kv, "
+                "drained"
             )

@@ -136,6 +136,7 @@ def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
         host=info.host,
         transports=info.transports,
         protocol_version=info.protocol_version,
+        draining_s=info.draining_s,
     )
 
 
@@ -154,6 +155,7 @@ def welcome_from_wire(wire: worker.Welcome) -> m.WorkerInfo:
         host=wire.host,
         transports=_transports(wire.transports),
         protocol_version=wire.protocol_version,
+        draining_s=wire.draining_s if wire.HasField("draining_s") else None,
     )
 
 

@@ -19,6 +19,9 @@ from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
 from eastwest.messages import (
     Abort,
     Command,
+    Dismiss,
+    Drain,
+    Drained,
     Event,
     Failed,
     FirstStep,
@@ -39,6 +42,7 @@ from eastwest.messages import (
     Ticket,
     TierBlocks,
     Transport,
+    Undrain,
     WorkerInfo,
 )
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier, TopLogprob
@@ -90,6 +94,9 @@ COMMANDS = st.one_of(
     st.builds(Abort, TEXT),
     st.just(Heartbeat()),
     st.just(ResyncKv()),
+    st.builds(Drain, FLOAT),
+    st.just(Undrain()),
+    st.just(Dismiss()),
 )
 FINISH = st.none() | st.sampled_from(FinishReason)
 OUTPUT = st.builds(
@@ -114,13 +121,15 @@ EVENTS = st.one_of(
         links=st.lists(st.builds(KvLink, TEXT, TRANSPORT, NS, NS), max_size=3).map(tuple),
         expert_tokens=st.lists(NS, max_size=3).map(tuple),
         kv_sequence=NS,
+        draining_s=st.none() | FLOAT,
     ),
     st.builds(KvEvents, NS, st.lists(TIER, max_size=3).map(tuple), BLOCKS, BLOCKS, st.booleans()),
+    st.builds(Drained, COUNT, COUNT),
 )
 MODEL = st.builds(ModelInfo, TEXT, TEXT, TEXT, TEXT, SIZE, SIZE, IDS, KV)
 INFO = st.builds(
     WorkerInfo, TEXT, NS, st.sampled_from(Role), TEXT, MODEL, LAYOUT, SIZE, SIZE, SIZE, SIZE, TEXT,
-    TRANSPORTS, COUNT,
+    TRANSPORTS, COUNT, st.none() | FLOAT,
 )  # fmt: skip
 
 
