@@ -12,6 +12,7 @@ from eastwest.wire.messages import (
 )
 from eastwest.wire.steps import is_plain, merged_steps
 from eastwest.wire.values import (
+    chunk_to_wire,
     finish_from_wire,
     finish_to_wire,
     logprobs_from_wire,
@@ -40,6 +41,7 @@ from eastwest.wire.workers import (
 )
 
 __all__ = [
+    "chunk_to_wire",
     "command_from_wire",
     "command_to_wire",
     "endpoints_from_wire",
