@@ -116,8 +116,7 @@ class ControlStream(asyncio.BufferedProtocol):
 
     # Of the transport.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         keep_alive(transport.get_extra_info("socket"))
         self._transport = transport
 
