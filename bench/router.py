@@ -65,10 +65,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 async def _run(quick: bool) -> list[dict[str, Any]]:
-    rounds = 1 if quick else 5
-    beside = await _beside(rounds, requests=256 if quick else 1024)
-    paced = await _paced(rounds, requests=128 if quick else 512)
-    growth = await _growth(rounds, requests=256 if quick else 1024)
+    rounds = 1 if quick else 3
+    beside = await _beside(rounds, requests=256 if quick else 512)
+    paced = await _paced(rounds, requests=256 if quick else 512)
+    growth = await _growth(rounds, requests=256 if quick else 512)
     return [*_beside_rows(beside), *paced, *growth]
 
 

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +47,7 @@ _FIRST_TOKEN, _TOKENS = 1000, 40_000
 _POOL = PoolConfig(kv_tokens=1 << 19, step_tokens=8192, running_max=512, waiting_max=4096)
 
 
-def config(step_s: float = 0.0) -> Config:
+def config() -> Config:
     """Of workers and routers alike."""
     router = Config().router.model_copy(
         update={"port": 0, "http_port": 0, "active_max": 4096, "queue_max": 4096}
@@ -58,23 +57,20 @@ def config(step_s: float = 0.0) -> Config:
 
 
 class InstantEngine:
-    """SIMULATED: is an `Engine`. A step takes `step_s`, and its tokens are words of any kind."""
+    """SIMULATED: is an `Engine`. A step takes no time, and its tokens are words of any kind."""
 
     model = MODEL
     layout = ParallelLayout()
     rank = 0
     expert_tokens: tuple[int, ...] = ()
 
-    def __init__(self, kv: PagedKV, step_s: float) -> None:
+    def __init__(self, kv: PagedKV) -> None:
         self.kv = kv
-        self._step_s = step_s
 
     def step(
         self, rows: Sequence[StepRow], progress: StepProgress | None = None
     ) -> list[SampledToken | None]:
         """See `Engine.step`."""
-        if self._step_s:
-            time.sleep(self._step_s)
         if progress is not None:
             progress(range(SPEC.num_layers), [row.start + len(row.tokens) for row in rows])
         return [_sample(row) for row in rows]
@@ -91,7 +87,9 @@ def _sample(row: StepRow) -> SampledToken | None:
 
 
 class _InstantRank(Rank):
-    """A rank whose steps need no thread, for they take no time."""
+    """A rank whose steps need no thread, for they compute nothing. step_s: how long each takes."""
+
+    step_s = 0.0
 
     async def step(self, rows: Sequence[StepRow]) -> list[SampledToken | None]:
         """See `Rank.step`."""
@@ -99,8 +97,6 @@ class _InstantRank(Rank):
         tokens = self.engine.step(rows, progress if any(row.transfer for row in rows) else None)
         await asyncio.sleep(self.step_s)
         return tokens
-
-    step_s = 0.0
 
 
 class _Served(Protocol):
@@ -117,8 +113,9 @@ async def _worker(arguments: argparse.Namespace) -> tuple[Replica, str]:
     identity = Identity(arguments.id, round(clock.wall_s() * 1e6), role, "127.0.0.1")
 
     async def load() -> Rank:
-        engine = InstantEngine(kv, arguments.step_ms / 1000)
-        return _InstantRank(engine, ways.ways(), identity.epoch, tree.kv, clock)
+        rank = _InstantRank(InstantEngine(kv), ways.ways(), identity.epoch, tree.kv, clock)
+        rank.step_s = arguments.step_ms / 1000
+        return rank
 
     place = Place(arguments.id, identity.epoch, 0, ParallelLayout(), "")
     group = await form_group(load(), (), place, silence_s=tree.router.worker_timeout_s)
