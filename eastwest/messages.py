@@ -279,7 +279,7 @@ class FirstStep:
 
 @value
 class SequenceOutput:
-    """One sequence's share of a decode step. `first_step` is set with its first tokens only."""
+    """One sequence's new tokens. `first_step` is set with its first tokens only."""
 
     request_id: str
     tokens: tuple[SampledToken, ...]
@@ -289,7 +289,8 @@ class SequenceOutput:
 
 @value
 class Stepped:
-    """One decode step of the whole batch: every sequence's tokens in one message."""
+    """One decode step of the whole batch, or several that a worker could not send earlier: every
+    sequence's tokens in one message. Each sequence is in it once; their order means nothing."""
 
     outputs: tuple[SequenceOutput, ...]
 

@@ -13,23 +13,19 @@ import socket
 from collections import deque
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote
 
-import grpc
-import grpc.aio
 from hpack import Encoder
 
+from eastwest import http2
 from eastwest.errors import EastWestError, InternalError, Phase, Unavailable
-from eastwest.rpc import error_from_rpc
+from eastwest.http2 import Code, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.rpc import error_from_trailers, keep_alive
 from eastwest.v1 import kv_transfer_pb2 as wire
-from kv_transfer import http2
 from kv_transfer.frame_codec import Message
-from kv_transfer.http2 import Code, Fields, Inbound, Kind, MessageBuffer, ProtocolError
-from kv_transfer.push_server import PUSH_METHOD, keep_alive
+from kv_transfer.push_server import PUSH_METHOD
 
 _RECEIPT_BYTES_MAX = 1 << 16
 _PARTS_MAX = 256  # of one system call; systems allow 1024
-_STATUS = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
 class PushClient:
@@ -279,7 +275,7 @@ class _Link:
     def on_headers(self, stream: int, fields: Fields, end: bool) -> None:
         call = self._calls.get(stream)
         if call is not None and end:
-            call.end(_error(fields))
+            call.end(error_from_trailers(fields))
             self._more.set()
 
     def on_reset(self, stream: int, code: int) -> None:
@@ -383,17 +379,3 @@ async def _connect(address: str) -> socket.socket:
         message = f"{address} cannot be reached: {error}"
         raise Unavailable(message, phase=Phase.TRANSFER) from error
     return connection
-
-
-def _error(fields: Fields) -> EastWestError | None:
-    """The typed error that trailers name, None for none."""
-    named = dict(fields)
-    number = named.get("grpc-status", "")
-    code = _STATUS.get(int(number) if number.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
-    if code is grpc.StatusCode.OK:
-        return None
-    if not number:
-        return Unavailable(f"the answer was HTTP status {named.get(':status')}")
-    metadata = grpc.aio.Metadata(*fields)
-    message = unquote(named.get("grpc-message", ""))
-    return error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message))

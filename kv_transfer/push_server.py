@@ -8,17 +8,16 @@ receiving it: here a frame is received into the buffer from which it is checked 
 from __future__ import annotations
 
 import asyncio
-import socket
 from urllib.parse import quote
 
 import grpc
 from hpack import Encoder
 
+from eastwest import http2
 from eastwest.clock import Clock
 from eastwest.errors import EastWestError, Incompatible, Unavailable
-from eastwest.rpc import error_metadata
-from kv_transfer import http2
-from kv_transfer.http2 import Code, Credit, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.http2 import Code, Credit, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.rpc import error_metadata, keep_alive
 from kv_transfer.intake import FrameIntake
 from kv_transfer.landing import Landing
 from kv_transfer.receiver import Receiver
@@ -225,17 +224,3 @@ class _Connection(asyncio.BufferedProtocol):
         payload = self._last.to_bytes(4) + code.to_bytes(4)
         self._transport.write(http2.frame(Kind.GOAWAY, 0, 0, payload))
         self._transport.close()
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished without closing its connection, within 20 s."""
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 2),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),  # milliseconds
-    ):
-        if hasattr(socket, name):
-            connection.setsockopt(level, getattr(socket, name), value)

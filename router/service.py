@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from eastwest.answers import Chunk
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config
 from eastwest.errors import (
@@ -34,6 +35,7 @@ from eastwest.errors import (
 from eastwest.messages import ModelInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import inference_pb2 as inference
+from eastwest.wire import chunk_to_wire
 from router import edge, reports
 from router.conversations import Conversations, Turn
 from router.edge import Ask, Malformed
@@ -173,7 +175,7 @@ class InferenceService:
                 raise request.error
             await self.answer(
                 request,
-                context.write,
+                lambda answer: context.write(_to_wire(answer)),
                 accepted_ns=accepted_ns,
                 remaining_s=context.time_remaining(),
             )
@@ -253,7 +255,7 @@ class InferenceService:
                 outcome = await stream.run(write)
                 complete = stream.complete(ask.request_id, outcome)
                 await self._keep(ask, turn, model, complete)
-                await write(inference.GenerateResponse(complete=complete))
+                await write(complete)
         finally:
             # Without effect where the request has ended by itself.
             self._shell.cancel(request.request_id, Cancelled("the client went away"))
@@ -269,6 +271,12 @@ class InferenceService:
             case "matched_stop_str":
                 output = self._conversations.output_before(output, complete.text)
         await self._conversations.keep(ask, turn, model.fingerprint, output, complete.text)
+
+
+def _to_wire(answer: Chunk | inference.GenerateComplete) -> inference.GenerateResponse:
+    if isinstance(answer, Chunk):
+        return inference.GenerateResponse(chunk=chunk_to_wire(answer))
+    return inference.GenerateResponse(complete=answer)
 
 
 def _aborted() -> Cancelled:

@@ -2,9 +2,10 @@
 
     Hello ──▶ Welcome ──▶ Commands / Events … ──▶ stream ends: what the router owned is ended
 
-Events that pile up while a write is under way leave together in one message, and changes of named
-blocks with them. A router that does not read them is cut off when `EVENTS_MAX` are waiting. Of KV
-events it merely misses some when `KV_EVENTS_MAX` wait; it sees the gap and asks for the whole.
+Events that pile up while a write is under way leave together in one message, decode steps that
+follow each other as one step, and changes of named blocks with them. A router that does not read
+them is cut off when `EVENTS_MAX` are waiting. Of KV events it merely misses some when
+`KV_EVENTS_MAX` wait; it sees the gap and asks for the whole.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from eastwest.messages import (
     KvEvents,
     Load,
     ResyncKv,
+    Stepped,
     WorkerInfo,
 )
 from eastwest.rpc import abort_with
@@ -77,6 +79,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._events: list[worker_pb2.Event] = []
+        self._steps: Stepped | None = None  # behind all of `_events`
         self._kv_events = 0
         self._ready = asyncio.Event()
         self._broken: EastWestError | None = None
@@ -85,9 +88,19 @@ class _Outbox:
     def put(self, event: Event) -> None:
         if len(self._events) >= EVENTS_MAX:
             self.break_off(Overloaded(f"{EVENTS_MAX} events are unread"))
+            return
+        if isinstance(event, Stepped):
+            steps = self._steps
+            self._steps = event if steps is None else wire.merged_steps(steps, event)
         else:
+            self._close_steps()
             self._events.append(wire.event_to_wire(event))
-            self._ready.set()
+        self._ready.set()
+
+    def _close_steps(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            self._events.append(wire.event_to_wire(steps))
 
     def put_kv(self, event: worker_pb2.Event) -> None:
         """A change of named blocks. It makes nobody wait, and is dropped where too many do."""
@@ -115,6 +128,7 @@ class _Outbox:
     def take(self) -> list[worker_pb2.Event]:
         """All waiting events."""
         self._ready.clear()
+        self._close_steps()
         events, self._events, self._kv_events = self._events, [], 0
         if self._last:
             self._ready.set()

@@ -340,10 +340,16 @@ class Prefilled(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token: _Optional[_Union[SampledToken, _Mapping]] = ..., finish: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ...) -> None: ...
 
 class Stepped(_message.Message):
-    __slots__ = ("outputs",)
+    __slots__ = ("outputs", "plain_ids", "plain_tokens", "plain_counts")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ...) -> None: ...
+    plain_ids: _containers.RepeatedScalarFieldContainer[str]
+    plain_tokens: _containers.RepeatedScalarFieldContainer[int]
+    plain_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., plain_ids: _Optional[_Iterable[str]] = ..., plain_tokens: _Optional[_Iterable[int]] = ..., plain_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("request_id", "tokens", "finish", "first_step")

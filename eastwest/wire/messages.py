@@ -6,6 +6,7 @@ from eastwest import messages as m
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.kv_events import kv_events_from_wire, kv_events_to_wire
+from eastwest.wire.steps import stepped_from_wire, stepped_to_wire
 from eastwest.wire.values import (
     finish_from_wire,
     finish_to_wire,
@@ -118,40 +119,6 @@ def command_from_wire(wire: worker.Command) -> m.Command:
 # Events.
 
 
-def _output_to_wire(output: m.SequenceOutput) -> worker.SequenceOutput:
-    wire = worker.SequenceOutput(
-        request_id=output.request_id,
-        tokens=[token_to_wire(t) for t in output.tokens],
-        finish=finish_to_wire(output.finish),
-    )
-    if (first := output.first_step) is not None:
-        wire.first_step.import_ns = first.import_ns
-        wire.first_step.decode_queue_ns = first.decode_queue_ns
-        wire.first_step.first_step_ns = first.first_step_ns
-        wire.first_step.transfer_ns = first.transfer_ns
-        wire.first_step.transfer_bytes = first.transfer_bytes
-    return wire
-
-
-def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
-    first = None
-    if wire.HasField("first_step"):
-        step = wire.first_step
-        first = m.FirstStep(
-            step.import_ns,
-            step.decode_queue_ns,
-            step.first_step_ns,
-            step.transfer_ns,
-            step.transfer_bytes,
-        )
-    return m.SequenceOutput(
-        wire.request_id,
-        tuple(token_from_wire(t) for t in wire.tokens),
-        finish_from_wire(wire.finish),
-        first,
-    )
-
-
 _LOAD_FIELDS = (
     "free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens",
     "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes",
@@ -183,8 +150,7 @@ def event_to_wire(event: m.Event) -> worker.Event:
                 )
             )
         case m.Stepped():
-            outputs = [_output_to_wire(o) for o in event.outputs]
-            return worker.Event(stepped=worker.Stepped(outputs=outputs))
+            return worker.Event(stepped=stepped_to_wire(event))
         case m.Failed():
             return worker.Event(
                 failed=worker.Failed(
@@ -244,7 +210,7 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                 prefilled.loaded_tokens,
             )
         case "stepped":
-            return m.Stepped(tuple(_output_from_wire(o) for o in wire.stepped.outputs))
+            return stepped_from_wire(wire.stepped)
         case "failed":
             failed = wire.failed
             return m.Failed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from eastwest.answers import Chunk
 from eastwest.errors import InvalidArgument
 from eastwest.timing import Timing
 from eastwest.types import FinishReason, SampledToken, SamplingParams, TopLogprob, Usage
@@ -79,6 +80,12 @@ def logprobs_to_wire(tokens: Iterable[SampledToken]) -> list[inference.TokenLogp
         for t in tokens
         if t.logprob is not None
     ]
+
+
+def chunk_to_wire(chunk: Chunk) -> inference.GenerateStreamChunk:
+    return inference.GenerateStreamChunk(
+        token_ids=chunk.token_ids, text=chunk.text, logprobs=logprobs_to_wire(chunk.logprobs)
+    )
 
 
 def logprobs_from_wire(wire: Iterable[inference.TokenLogprob]) -> tuple[SampledToken, ...]:

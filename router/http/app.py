@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eastwest import __version__
 from eastwest.clock import Clock
@@ -31,7 +32,7 @@ def http_app(
     tokenizer: Tokenizer,
     limits: LimitsConfig,
     clock: Clock,
-) -> Starlette:
+) -> ASGIApp:
     """The application; see docs/http.md for what each path does."""
     started_s = int(clock.wall_s())
 
@@ -58,10 +59,13 @@ def http_app(
         return _ok({"version": __version__})
 
     calls = Calls(service, tokenizer, limits, clock)
+    generating = {
+        "/v1/chat/completions": Endpoint(calls, chat=True),
+        "/v1/completions": Endpoint(calls, chat=False),
+    }
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", Endpoint(calls, chat=True), methods=["POST"]),
-            Route("/v1/completions", Endpoint(calls, chat=False), methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
@@ -75,7 +79,16 @@ def http_app(
         },
     )
     app.router.redirect_slashes = False
-    return app
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls that generate go straight to their endpoint: layers in between would take part in
+        each piece of an answer."""
+        chosen: ASGIApp = app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            chosen = generating.get(scope["path"], app)
+        await chosen(scope, receive, send)
+
+    return route
 
 
 def _described(model: ModelInfo, started_s: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from eastwest.answers import Chunk
 from eastwest.clock import Clock, ns, seconds
 from eastwest.config import LimitsConfig
 from eastwest.errors import (
@@ -196,16 +197,16 @@ class _Writer:
             tokenizer=self._tokenizer,
         )
 
-    async def write(self, response: inference.GenerateResponse) -> None:
+    async def write(self, output: Chunk | inference.GenerateComplete) -> None:
         answer = self._answer
         assert answer is not None
-        if response.HasField("chunk"):
-            if data := answer.chunk(response.chunk):
+        if isinstance(output, Chunk):
+            if data := answer.chunk(output):
                 await self._reply.events(data, more=True)
         elif self._form.stream:
-            await self._reply.events(answer.last(response.complete), more=False)
+            await self._reply.events(answer.last(output), more=False)
         else:
-            body = answer.whole(response.complete)
+            body = answer.whole(output)
             await self._reply.whole(200, [("content-type", "application/json")], body)
 
 

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from eastwest import http2
 from eastwest.clock import SystemClock
 from eastwest.errors import (
     CorruptData,
@@ -26,11 +27,10 @@ from eastwest.errors import (
     StaleEpoch,
     Unavailable,
 )
+from eastwest.http2 import Kind
 from eastwest.rpc import error_from_rpc, server_options
 from eastwest.v1 import kv_transfer_pb2 as wire
-from kv_transfer import http2
 from kv_transfer.frame_codec import Header, encode
-from kv_transfer.http2 import Kind
 from kv_transfer.intake import CORRUPT_FRAMES_MAX
 from kv_transfer.plan import Region
 from kv_transfer.push_client import PushClient

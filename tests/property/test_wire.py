@@ -106,13 +106,17 @@ OUTPUT = st.builds(
     FINISH,
     st.none() | st.builds(FirstStep, NS, NS, NS, NS, NS),
 )
+# Plain ones first, which is the order on the wire.
+STEPPED = st.lists(OUTPUT, max_size=5, unique_by=lambda output: output.request_id).map(
+    lambda outputs: Stepped(tuple(sorted(outputs, key=lambda output: not wire.is_plain(output))))
+)
 TIER = st.sampled_from(Tier)
 HASHES = st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=3).map(tuple)
 BLOCKS = st.lists(st.builds(TierBlocks, TIER, HASHES), max_size=3).map(tuple)
 EVENTS = st.one_of(
     st.builds(Reserved, TEXT, TICKET, COUNT, COUNT),
     st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
-    st.builds(Stepped, st.lists(OUTPUT, max_size=3).map(tuple)),
+    STEPPED,
     st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
     st.builds(
         Load,
@@ -143,6 +147,30 @@ def test_1_2_commands_come_back(command: Command) -> None:
 def test_1_2_events_come_back(event: Event) -> None:
     data = wire.event_to_wire(event).SerializeToString()
     assert wire.event_from_wire(worker_pb2.Event.FromString(data)) == event
+
+
+@given(STEPPED, STEPPED)
+def test_steps_that_go_together_tell_what_they_told_apart(first: Stepped, second: Stepped) -> None:
+    told: dict[str, list[SampledToken]] = {}
+    for step in (first, second):
+        for output in step.outputs:
+            told.setdefault(output.request_id, []).extend(output.tokens)
+    merged = wire.merged_steps(first, second)
+    assert {output.request_id: list(output.tokens) for output in merged.outputs} == told
+    assert len(merged.outputs) == len(told)
+    for output in merged.outputs:
+        parts = [o for s in (first, second) for o in s.outputs if o.request_id == output.request_id]
+        assert output.finish == parts[-1].finish
+        assert output.first_step == (parts[0].first_step or parts[-1].first_step)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "counts"), [([1], []), ([1, 2, 3], []), ([1, 2], [2]), ([1, 2], [1, 2])]
+)
+def test_columns_that_do_not_match_are_refused(tokens: list[int], counts: list[int]) -> None:
+    steps = worker_pb2.Stepped(plain_ids=["a", "b"], plain_tokens=tokens, plain_counts=counts)
+    with pytest.raises(InvalidArgument, match="2 sequences"):
+        wire.event_from_wire(worker_pb2.Event(stepped=steps))
 
 
 @given(INFO)
