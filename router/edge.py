@@ -15,7 +15,7 @@ from blake3 import blake3
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from eastwest.clock import ns
+from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
 from eastwest.messages import ModelInfo
@@ -283,4 +283,5 @@ def deadline_ns(accepted_ns: int, remaining_s: float | None, limits: LimitsConfi
         return accepted_ns + ns(limits.default_timeout_s)
     if remaining_s <= 0:
         raise DeadlineExceeded("the deadline passed before admission", phase=Phase.ADMISSION)
+    remaining_s = min(remaining_s, DURATION_MAX_S)
     return accepted_ns + ns(remaining_s - min(ANSWER_S, remaining_s / 10))

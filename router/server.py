@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from eastwest.clock import Clock
 from eastwest.config import Config
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import ConfigError, Unavailable
 from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
@@ -84,7 +85,8 @@ class Router:
 
     async def start(self) -> str:
         """Bind and serve; returns the bound ``host:port``. `ConfigError` where it cannot bind."""
-        server = grpc.aio.server(options=_options(self._config.limits.message_bytes))
+        options = _options(self._config.limits.message_bytes)
+        server = grpc.aio.server(interceptors=[RefuseMalformed()], options=options)
         server.add_generic_rpc_handlers((self._service.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

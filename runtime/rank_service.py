@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc.aio
 
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import (
     EastWestError,
     Incompatible,
@@ -79,7 +80,9 @@ class RankServer(rank_pb2_grpc.RankServicer):
         self._host = host
         self._build = build
         self._silence_s = silence_s
-        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseMalformed()], options=server_options(CONTROL_MESSAGE_BYTES)
+        )
         self._taken = False
 
     async def start(self) -> str:

@@ -6,8 +6,7 @@ every sequence that shares it.
 
 from __future__ import annotations
 
-import math
-
+from eastwest.clock import DURATION_MAX_S
 from eastwest.errors import InvalidArgument
 from eastwest.messages import ModelInfo, Prefill, Reserve
 
@@ -30,8 +29,10 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
             f"prompt and output have {len(prompt)} + {command.max_tokens} tokens; allowed: at "
             f"least one of each, together up to {model.context_tokens}"
         )
-    if not 0 < command.timeout_s < math.inf:
-        raise InvalidArgument(f"timeout_s is {command.timeout_s}; allowed: above 0, finite")
+    if not 0 < command.timeout_s <= DURATION_MAX_S:
+        raise InvalidArgument(
+            f"timeout_s is {command.timeout_s}; allowed: above 0 up to {DURATION_MAX_S:g}"
+        )
     if not sampling.greedy and sampling.seed is None:
         raise InvalidArgument("seed is missing; allowed: absent only where temperature is 0")
     if any(t >= model.vocab_size for t in sampling.stop_token_ids):

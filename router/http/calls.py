@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from eastwest.clock import Clock, ns, seconds
+from eastwest.clock import DURATION_MAX_S, Clock, ns, seconds
 from eastwest.config import LimitsConfig
 from eastwest.errors import (
     DeadlineExceeded,
@@ -48,8 +48,6 @@ REQUEST_ID_HEADER = "x-request-id"
 _BODY_S = 60.0
 # A client that does not read may take so long to hear why its call has ended.
 _LAST_WORDS_S = 1.0
-# No deadline is further away than that.
-_TIMEOUT_MAX_S = 1e9
 _EVENT_HEADERS = [
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
@@ -276,7 +274,7 @@ def read_timeout(headers: Headers) -> float | None:
         raise Refused(
             TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {value[:64]!r}; allowed: seconds, above 0"
         )
-    return min(timeout_s, _TIMEOUT_MAX_S)
+    return min(timeout_s, DURATION_MAX_S)
 
 
 def read_tenant(headers: Headers) -> str:
