@@ -198,19 +198,11 @@ class DecodeWorker:
 
     # Reservation.
 
-    def _holds(self, request_id: str) -> bool:
-        """Whether blocks are held in the name of a request, if only of one that has ended."""
-        kinds = (OwnerKind.RESERVATION, OwnerKind.SEQUENCE, OwnerKind.SESSION)
-        return any(Owner(kind, request_id) in self._holdings.ledger for kind in kinds)
-
     def _admit(self, router_id: str, command: Reserve) -> Work:
         if len(self._works) >= self._pool.waiting_max + self._pool.running_max:
             raise Overloaded(f"the decode worker holds {len(self._works)} requests, its most")
-        if command.request_id in self._works or self._holds(command.request_id):
-            raise InvalidArgument(
-                f"request {command.request_id!r} is being served already, or is still leaving or "
-                f"resting; allowed: an id of its own for each"
-            )
+        if command.request_id in self._works or self._holdings.holds_for(command.request_id):
+            raise InvalidArgument(f"request {command.request_id!r} is, or was, being served here")
         check_work(self._model, command)
         self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
@@ -264,18 +256,8 @@ class DecodeWorker:
     # What the receiver tells (TransferOwner).
 
     def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
-        """The token is one of the model's, and the last one where the reservation says so."""
         work = self._transfers[transfer_id]
-        token, index = first_token.token, len(work.command.output) + 1
-        if token >= self._model.vocab_size:
-            raise InvalidArgument(
-                f"the first token is {token}; allowed: 0 to {self._model.vocab_size - 1}"
-            )
-        if finished != (work.stop_rule.finish(token, index) is not None):
-            raise InvalidArgument(
-                f"a commit with token {token} says finished {finished}; allowed: what follows from "
-                f"the ending tokens and max_tokens of the reservation"
-            )
+        work.check_first(first_token.token, finished, self._model.vocab_size)
 
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats

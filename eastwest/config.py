@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from eastwest.clock import DURATION_MAX_S
 from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
 
 ENV_PREFIX = "EASTWEST_"
 # The largest frame that any rank takes, whatever it sends itself.
 FRAME_BYTES_MAX = 1 << 24
+
+Seconds = Annotated[float, Field(gt=0, le=DURATION_MAX_S)]
 
 
 class Section(BaseModel):
@@ -104,8 +107,8 @@ class KVConfig(Section):
         "that both sides of a pair have is used; none: shared_memory as far as each host has it, "
         "and grpc",
     )
-    lease_s: float = Field(
-        30.0, gt=0, description="a reservation frees itself this long after its last sign of life"
+    lease_s: Seconds = Field(
+        30.0, description="a reservation frees itself this long after its last sign of life"
     )
 
     @model_validator(mode="after")
@@ -127,27 +130,46 @@ class StoreConfig(Section):
         "socket, gone with the process",
     )
     namespace: str = Field("eastwest", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    ttl_s: float = Field(86400.0, gt=0, description="life of stored KV since its last use")
-    session_ttl_s: float = Field(7 * 86400.0, gt=0, description="life of a session's tokens")
-    idle_s: float = Field(30.0, gt=0, description="a session inactive for this long is spilled")
+    ttl_s: Seconds = Field(86400.0, description="life of stored KV since its last use")
+    session_ttl_s: Seconds = Field(7 * 86400.0, description="life of a session's tokens")
+    idle_s: Seconds = Field(30.0, description="a session inactive for this long is spilled")
     maxmemory_bytes: int = Field(
         2 << 30, ge=1 << 20, description="limit of the embedded server; it evicts beyond it"
     )
-    timeout_s: float = Field(2.0, gt=0, description="deadline of one store operation")
-    retry_after_s: float = Field(
-        1.0, gt=0, description="the circuit stays open this long after a failure, then longer"
+    timeout_s: Seconds = Field(2.0, description="deadline of one store operation")
+    retry_after_s: Seconds = Field(
+        1.0, description="the circuit stays open this long after a failure, then longer"
     )
 
 
 class LimitsConfig(Section):
     """What a client may ask for; checked once, at the edge."""
 
-    message_bytes: int = Field(4 << 20, ge=1024, description="one request, of gRPC or HTTP")
+    message_bytes: int = Field(
+        4 << 20, ge=1024, le=1 << 30, description="one request, of gRPC or HTTP"
+    )
+    metadata_bytes: int = Field(
+        16 << 10, ge=1024, le=1 << 20, description="headers of one request, of gRPC or HTTP"
+    )
+    client_streams: int = Field(
+        1024,
+        ge=1,
+        le=1 << 20,
+        description="calls that generate, open at once from one address",
+    )
     prompt_bytes: int = Field(1 << 20, ge=1, description="prompt text, or all chat messages")
+    prompt_tokens: int | None = Field(
+        None, ge=1, description="prompt, session included; none: below the model's context"
+    )
+    messages: int = Field(4096, ge=1, description="messages of one chat call")
     stop_strings: int = Field(16, ge=0)
     stop_bytes: int = Field(256, ge=1, description="one stop string")
+    stop_tokens: int = Field(256, ge=0, description="stop_token_ids")
+    max_tokens: int | None = Field(
+        None, ge=1, description="most that max_tokens may be; none: what the context leaves"
+    )
     default_max_tokens: int = Field(256, ge=1, description="where max_tokens is not given")
-    default_timeout_s: float = Field(600.0, gt=0, description="where the client sets no deadline")
+    default_timeout_s: Seconds = Field(600.0, description="where the client sets no deadline")
 
 
 class RouterConfig(Section):
@@ -179,9 +201,9 @@ class RouterConfig(Section):
         ge=1,
         description="KV blocks that the router knows the holders of, at most; about 200 bytes each",
     )
-    heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
-    worker_timeout_s: float = Field(
-        20.0, gt=0, description="a worker silent for this long is treated as dead"
+    heartbeat_s: Seconds = Field(1.0, description="between signs of life on a worker stream")
+    worker_timeout_s: Seconds = Field(
+        20.0, description="a worker silent for this long is treated as dead"
     )
 
     @model_validator(mode="after")

@@ -48,32 +48,41 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):
 
 @dataclass(frozen=True, slots=True)
 class _Decoder:
+    """Raises `InvalidArgument`, which a handler may make its own ending of, or let pass."""
+
     deserialize: Callable[[bytes], Any]
 
-    async def one(self, data: bytes, context: Context) -> Any:
+    def one(self, data: bytes) -> Any:
         try:
             return self.deserialize(data)
         except DecodeError as error:
-            await abort_with(context, InvalidArgument(f"not a valid message: {error}"))
+            raise InvalidArgument(f"not a valid message: {error}") from None
 
-    async def many(self, stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        return (await self.one(data, context) async for data in stream)
+    async def many(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in stream:
+            yield self.one(data)
 
 
 def _answering(method: Callable[..., Any], decode: _Decoder) -> Callable[..., Any]:
     async def answer(data: bytes, context: Context) -> Any:
-        return await method(await decode.one(data, context), context)
+        try:
+            return await method(decode.one(data), context)
+        except InvalidArgument as error:
+            await abort_with(context, error)
 
     return answer
 
 
-def _streaming(method: Callable[..., Any], decode: Callable[..., Any]) -> Callable[..., Any]:
+def _streaming(method: Callable[..., Any], decode: Callable[[Any], Any]) -> Callable[..., Any]:
     async def stream(request: Any, context: Context) -> None:
-        outcome = method(await decode(request, context), context)
-        if isinstance(outcome, AsyncIterator):
-            async for response in outcome:
-                await context.write(response)
-        else:
-            await outcome
+        try:
+            outcome = method(decode(request), context)
+            if isinstance(outcome, AsyncIterator):
+                async for response in outcome:
+                    await context.write(response)
+            else:
+                await outcome
+        except InvalidArgument as error:
+            await abort_with(context, error)
 
     return stream

@@ -82,7 +82,8 @@ class Calls:
         reply = _Reply(send, headers.get(REQUEST_ID_HEADER))
         self._open += 1
         try:
-            await self._serve(chat, headers, receive, reply)
+            with self._service.clients.stream(_client(scope)):
+                await self._serve(chat, headers, receive, reply)
         except _Gone:
             pass
         except EastWestError as error:
@@ -249,6 +250,12 @@ async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) ->
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _client(scope: Scope) -> str:
+    """Whose connection it is; see `router.clients`."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def check_content(headers: Headers) -> None:

@@ -27,13 +27,15 @@ def _ints(low: int, high: int) -> st.SearchStrategy[int]:
     return st.sampled_from([e for e in edges if low <= e <= high]) | st.integers(low, high)
 
 
-_FLOATS = st.sampled_from(
-    [0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, 2.0**63]
-) | st.floats()
-_TEXTS = (
-    st.sampled_from(["", " ", "\0", "x" * 5000, "\n\r", "\U0001f600" * 40, "../..", "%s{0}", "ä"])
-    | st.text(max_size=12)
+_FLOATS = (
+    st.sampled_from(
+        [0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, 2.0**63]
+    )
+    | st.floats()
 )
+_TEXTS = st.sampled_from(
+    ["", " ", "\0", "x" * 5000, "\n\r", "\U0001f600" * 40, "../..", "%s{0}", "ä"]
+) | st.text(max_size=12)
 _BYTES = st.binary(max_size=40) | st.sampled_from([b"", b"\0" * 5000])
 _F = FieldDescriptor
 _SCALARS: dict[int, st.SearchStrategy[Any]] = {
@@ -65,7 +67,7 @@ def absurd(
 
 
 def _fill(draw: st.DrawFn, message: Message, known: Known, depth: int) -> None:
-    fields = list(message.DESCRIPTOR.fields)
+    fields: list[FieldDescriptor] = list(message.DESCRIPTOR.fields)
     if not fields:
         return
     for field in draw(st.lists(st.sampled_from(fields), max_size=len(fields), unique_by=_name)):
@@ -117,7 +119,8 @@ def mangled(draw: st.DrawFn, message: MessageT, known: Known | None = None) -> M
     copy.CopyFrom(message)
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.sampled_from(_places(copy)))
-        field = draw(st.sampled_from(list(place.DESCRIPTOR.fields)))
+        fields: list[FieldDescriptor] = list(place.DESCRIPTOR.fields)
+        field = draw(st.sampled_from(fields))
         match draw(st.integers(0, 3)):
             case 0:
                 place.ClearField(field.name)

@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -122,11 +127,9 @@ async def ended(call: Call) -> grpc.StatusCode:
 
 async def unary(channel: grpc.aio.Channel, method: str, request: bytes) -> grpc.StatusCode:
     """A call of one answer, to its end."""
-    call = channel.unary_unary(method)(request)
-    try:
+    call: Call = channel.unary_unary(method)(request)  # type: ignore[arg-type]
+    with suppress(grpc.aio.AioRpcError):
         await call
-    except grpc.aio.AioRpcError:
-        pass
     return await ended(call)
 
 
@@ -135,7 +138,7 @@ async def streamed(
 ) -> grpc.StatusCode | None:
     """A call of many answers: read to its end, or cut off after so many; its status if it has
     one of the server's."""
-    call = channel.unary_stream(method)(request)
+    call: Call = channel.unary_stream(method)(request)  # type: ignore[arg-type]
     try:
         async with asyncio.timeout(WAIT_S):
             while reads is None or reads:
