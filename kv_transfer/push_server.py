@@ -48,9 +48,11 @@ class PushServer:
     async def start(self, host: str, port: int = 0) -> int:
         """Listen; the port. Raises OSError where it is taken."""
         loop = asyncio.get_running_loop()
+        # In two steps, so that who is cancelled meanwhile leaves no socket behind.
         self._server = await loop.create_server(
-            lambda: _Connection(self, self._connections), host, port
+            lambda: _Connection(self, self._connections), host, port, start_serving=False
         )
+        await self._server.start_serving()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 

@@ -29,12 +29,17 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> None:
             f"prompt and output have {len(prompt)} + {command.max_tokens} tokens; allowed: at "
             f"least one of each, together up to {model.context_tokens}"
         )
-    if not 0 < command.timeout_s <= DURATION_MAX_S:
-        raise InvalidArgument(
-            f"timeout_s is {command.timeout_s}; allowed: above 0 up to {DURATION_MAX_S:g}"
-        )
+    check_timeout(command.timeout_s)
     if not sampling.greedy and sampling.seed is None:
         raise InvalidArgument("seed is missing; allowed: absent only where temperature is 0")
     if any(t >= model.vocab_size for t in sampling.stop_token_ids):
         raise InvalidArgument(f"a stop token is outside 0 to {model.vocab_size - 1}")
     sampling.validate()
+
+
+def check_timeout(timeout_s: float) -> None:
+    """Raise `InvalidArgument` where what is left of a deadline is nothing, or endless."""
+    if not 0 < timeout_s <= DURATION_MAX_S:
+        raise InvalidArgument(
+            f"timeout_s is {timeout_s}; allowed: above 0 up to {DURATION_MAX_S:g}"
+        )

@@ -104,6 +104,19 @@ def command_from_wire(wire: worker.Command) -> m.Command:
 
 # Events.
 
+# Sums of a few of these are numbers that any message can hold.
+_NUMBER_MAX = 1 << 60
+_TOKENS_MAX = 1 << 24
+
+
+def _check(event: str, number_max: int, *numbers: int) -> None:
+    """What a worker counts or measures is no negative number, and none without end."""
+    for number in numbers:
+        if not 0 <= number <= number_max:
+            raise InvalidArgument(
+                f"a number of {event} is {number}; allowed: from 0 up to {number_max}"
+            )
+
 
 def _output_to_wire(output: m.SequenceOutput) -> worker.SequenceOutput:
     wire = worker.SequenceOutput(
@@ -124,6 +137,15 @@ def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
     first = None
     if wire.HasField("first_step"):
         step = wire.first_step
+        _check(
+            "a first step",
+            _NUMBER_MAX,
+            step.import_ns,
+            step.decode_queue_ns,
+            step.first_step_ns,
+            step.transfer_ns,
+            step.transfer_bytes,
+        )
         first = m.FirstStep(
             step.import_ns,
             step.decode_queue_ns,
@@ -202,6 +224,7 @@ def event_from_wire(wire: worker.Event) -> m.Event:
     match wire.WhichOneof("event"):
         case "reserved":
             reserved = wire.reserved
+            _check("reserved", _TOKENS_MAX, reserved.cached_tokens, reserved.loaded_tokens)
             return m.Reserved(
                 reserved.request_id,
                 ticket_from_wire(reserved.ticket),
@@ -210,6 +233,8 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "prefilled":
             prefilled = wire.prefilled
+            _check("prefilled", _TOKENS_MAX, prefilled.computed_tokens, prefilled.loaded_tokens)
+            _check("prefilled", _NUMBER_MAX, prefilled.queue_ns, prefilled.prefill_ns)
             return m.Prefilled(
                 prefilled.request_id,
                 token_from_wire(prefilled.token),
@@ -231,8 +256,10 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "load":
             load = wire.load
+            fields = {name: getattr(load, name) for name in _LOAD_FIELDS}
+            _check("load", _NUMBER_MAX, *fields.values(), *load.expert_tokens)
             return m.Load(
-                **{name: getattr(load, name) for name in _LOAD_FIELDS},
+                **fields,
                 links=tuple(
                     m.KvLink(k.source, transport_from_wire(k.transport), k.transfers, k.bytes)
                     for k in load.links

@@ -67,7 +67,7 @@ def absurd(
 
 
 def _fill(draw: st.DrawFn, message: Message, known: Known, depth: int) -> None:
-    fields: list[FieldDescriptor] = list(message.DESCRIPTOR.fields)
+    fields: list[Any] = list(message.DESCRIPTOR.fields)
     if not fields:
         return
     for field in draw(st.lists(st.sampled_from(fields), max_size=len(fields), unique_by=_name)):
@@ -119,7 +119,7 @@ def mangled(draw: st.DrawFn, message: MessageT, known: Known | None = None) -> M
     copy.CopyFrom(message)
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.sampled_from(_places(copy)))
-        fields: list[FieldDescriptor] = list(place.DESCRIPTOR.fields)
+        fields: list[Any] = list(place.DESCRIPTOR.fields)
         field = draw(st.sampled_from(fields))
         match draw(st.integers(0, 3)):
             case 0:

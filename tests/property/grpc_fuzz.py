@@ -50,6 +50,8 @@ class Complaints(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "grpc._common":
+            return  # gRPC's own word on bytes that are no message; its caller gets no message
         text = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
             text += f": {record.exc_info[1]!r}"

@@ -47,7 +47,8 @@ from eastwest.v1 import worker_pb2
 TEXT = st.text(max_size=12)
 COUNT = st.integers(0, 2**31 - 1)
 SIZE = st.integers(1, 2**31 - 1)
-NS = st.integers(0, 2**62)
+NS = st.integers(0, 2**60)
+TOKENS = st.integers(0, 2**24)
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=6).map(tuple)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -103,8 +104,8 @@ TIER = st.sampled_from(Tier)
 HASHES = st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=3).map(tuple)
 BLOCKS = st.lists(st.builds(TierBlocks, TIER, HASHES), max_size=3).map(tuple)
 EVENTS = st.one_of(
-    st.builds(Reserved, TEXT, TICKET, COUNT, COUNT),
-    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
+    st.builds(Reserved, TEXT, TICKET, TOKENS, TOKENS),
+    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, TOKENS, TOKENS),
     st.builds(Stepped, st.lists(OUTPUT, max_size=3).map(tuple)),
     st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
     st.builds(
