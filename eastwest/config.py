@@ -8,6 +8,7 @@ the value and what is allowed.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,9 @@ from eastwest.layout import ParallelLayout
 ENV_PREFIX = "EASTWEST_"
 # The largest frame that any rank takes, whatever it sends itself.
 FRAME_BYTES_MAX = 1 << 24
+# What is said of one configuration: so many things, each in so many characters.
+PROBLEMS_MAX = 8
+LINE_CHARS_MAX = 200
 
 Seconds = Annotated[float, Field(gt=0, le=DURATION_MAX_S)]
 
@@ -264,18 +268,28 @@ def load_config(
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read configuration file {path}: {error}") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {where}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(_line(f"cannot read configuration file {path}: {error}")) from error
+    tree = _of_yaml(text, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}; allowed: a mapping of sections")
     return tree
+
+
+def _of_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # of wrong dates, numbers and tags the library raises anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(_line(f"{where} is not valid YAML: {problem}")) from error
+
+
+def _line(text: str) -> str:
+    """One short, printable line."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:LINE_CHARS_MAX]
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -284,11 +298,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX):
             continue
         keys = name.removeprefix(ENV_PREFIX).lower().split("__")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name} is {raw!r}, which is not valid YAML") from error
-        node = value
+        node = _of_yaml(raw, _line(name))
         for key in reversed(keys):
             node = {key: node}
         _merge(tree, node)
@@ -304,14 +314,21 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # integers may have more digits than Python prints
+        return f"{type(value).__name__} without end"
+
+
 def _describe(error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "configuration"
+    for item in error.errors()[:PROBLEMS_MAX]:
+        field = ".".join(_line(str(part)) for part in item["loc"]) or "configuration"
         if item["type"] == "extra_forbidden":
             lines.append(f"{field} is not a known setting; 'eastwest config show' lists them")
         elif item["loc"] and not isinstance(item["input"], dict):
-            lines.append(f"{field} is {item['input']!r}; {item['msg']}")
+            lines.append(f"{field} is {_shown(item['input'])}; {item['msg']}")
         else:
             lines.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
