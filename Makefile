@@ -20,7 +20,7 @@ demo: $(VENV)/.all
 	@$(BIN)/eastwest demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not chaos'
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

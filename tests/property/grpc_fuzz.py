@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import pytest
 from google.protobuf.message import Message
+from hypothesis import Phase, settings
 
 from eastwest.errors import STATUS, ErrorCode
 from eastwest.testing.engine import expected_output
@@ -40,6 +42,17 @@ ALLOWED = {
 # What grpc.aio makes of a write that fails since the server has ended the call: it forgets to look
 # which status that had.
 UNHEARD = "Internal error from Core"
+_LONG = 25
+
+
+def profiles(examples: int) -> pytest.MarkDecorator:
+    """Parametrizes a test with its hypothesis settings: quick and always the same, or, among the
+    chaos tests, long and never the same. Nothing is shrunk: a deployment outlives its examples."""
+    base = settings(max_examples=examples, deadline=None, phases=[Phase.generate])
+    quick = settings(base, derandomize=True)
+    chaos = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+    long = pytest.param(settings(base, max_examples=_LONG * examples), marks=chaos, id="long")
+    return pytest.mark.parametrize("profile", [pytest.param(quick, id="quick"), long])
 
 
 class Complaints(logging.Handler):
@@ -50,9 +63,11 @@ class Complaints(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "grpc._common":
-            return  # gRPC's own word on bytes that are no message; its caller gets no message
         text = record.getMessage()
+        if record.name == "grpc._common" or "PollerCompletionQueue" in text:
+            # gRPC's own words: on bytes that are no message, of which its caller gets none; and on
+            # the event loops of earlier tests, which it still looks for.
+            return
         if record.exc_info is not None and record.exc_info[1] is not None:
             text += f": {record.exc_info[1]!r}"
         self.lines.append(f"{record.name}: {text}")

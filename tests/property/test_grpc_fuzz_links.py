@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest import wire
@@ -23,7 +23,7 @@ from eastwest.testing.engine import simulated_model
 from eastwest.types import Role
 from eastwest.v1 import worker_pb2
 from tests.property.absurd import Known, absurd, mangled, noise
-from tests.property.grpc_fuzz import Site, a_site
+from tests.property.grpc_fuzz import Site, a_site, profiles
 from tests.rig import WAIT_S, a_config, a_rig
 
 EVIL = "evil"
@@ -165,14 +165,15 @@ async def ask(site: Site) -> None:
         await site.rig.client.generate([7, 8, 9] * 5, temperature=0.0, max_tokens=3, timeout_s=0.3)
 
 
-def test_a_router_survives_any_worker(tiny_model_dir: Path) -> None:
+@profiles(80)
+def test_a_router_survives_any_worker(tiny_model_dir: Path, profile: settings) -> None:
     config = a_config(router={"heartbeat_s": 0.02, "policy": "round_robin", "attempts_max": 2})
     with a_site(lambda: a_rig(tiny_model_dir, config=config)) as site:
         evil = site.run(_begun())
         address = site.run(evil.start())
 
         @given(manners())
-        @settings(max_examples=400, derandomize=True, phases=[Phase.generate])
+        @profile
         def believe(manners: Manners) -> None:
             async def batch() -> None:
                 evil.manners = manners

@@ -9,12 +9,12 @@ from pathlib import Path
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.v1 import inference_pb2
 from tests.property.absurd import Known, absurd, mangled, noise
-from tests.property.grpc_fuzz import RawStream, Site, a_site, streamed, unary
+from tests.property.grpc_fuzz import RawStream, Site, a_site, profiles, streamed, unary
 from tests.rig import a_rig
 
 INFERENCE = "/eastwest.v1.Inference/"
@@ -113,11 +113,12 @@ async def make(site: Site, call: Call) -> None:
         await streamed(channel, call.method, call.data, call.reads)
 
 
-def test_the_router_survives_any_client(tiny_model_dir: Path) -> None:
+@profiles(250)
+def test_the_router_survives_any_client(tiny_model_dir: Path, profile: settings) -> None:
     with a_site(lambda: a_rig(tiny_model_dir)) as site:
 
         @given(st.lists(calls(), min_size=1, max_size=5))
-        @settings(max_examples=1000, derandomize=True, phases=[Phase.generate])
+        @profile
         def flood(calls: list[Call]) -> None:
             async def batch() -> None:
                 await asyncio.gather(*(make(site, call) for call in calls))
@@ -129,7 +130,8 @@ def test_the_router_survives_any_client(tiny_model_dir: Path) -> None:
         flood()
 
 
-def test_reflection_survives_any_client(tiny_model_dir: Path) -> None:
+@profiles(50)
+def test_reflection_survives_any_client(tiny_model_dir: Path, profile: settings) -> None:
     with a_site(lambda: a_rig(tiny_model_dir)) as site:
         words = st.one_of(
             noise(REFLECTION),
@@ -137,7 +139,7 @@ def test_reflection_survives_any_client(tiny_model_dir: Path) -> None:
         )
 
         @given(st.lists(words, max_size=4), st.booleans())
-        @settings(max_examples=50, derandomize=True, phases=[Phase.generate])
+        @profile
         def reflect(words: list[bytes], cut: bool) -> None:
             async def batch() -> None:
                 stream = RawStream(site.channel(site.rig.address).stream_stream(REFLECT)())

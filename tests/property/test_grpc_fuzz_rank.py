@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.clock import SystemClock
@@ -25,7 +25,7 @@ from eastwest.wire import layout_to_wire, ticket_to_wire
 from runtime.rank import Rank, Ways
 from runtime.rank_service import Place, RankServer
 from tests.property.absurd import Known, absurd, mangled, noise
-from tests.property.grpc_fuzz import Complaints, RawStream
+from tests.property.grpc_fuzz import Complaints, RawStream, profiles
 from tests.rig import WAIT_S
 
 RUN = "/eastwest.v1.Rank/Run"
@@ -135,12 +135,13 @@ async def lead(plan: Plan) -> None:
         await server.ended.wait()
 
 
-def test_a_rank_survives_any_leader() -> None:
+@profiles(200)
+def test_a_rank_survives_any_leader(profile: settings) -> None:
     complaints, runner = Complaints(), asyncio.Runner()
     logging.getLogger().addHandler(complaints)
 
     @given(plans())
-    @settings(max_examples=400, derandomize=True, phases=[Phase.generate])
+    @profile
     def rule(plan: Plan) -> None:
         runner.run(lead(plan))
         assert not complaints.lines, complaints.lines
