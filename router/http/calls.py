@@ -102,6 +102,7 @@ class Calls:
                 phase=Phase.ADMISSION,
                 retry_after_s=1.0,
             )
+        check_size(headers, self._limits.metadata_bytes)
         check_content(headers)
         timeout_s = read_timeout(headers)
         tenant = read_tenant(headers)
@@ -256,6 +257,13 @@ def _client(scope: Scope) -> str:
     """Whose connection it is; see `router.clients`."""
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def check_size(headers: Headers, bytes_max: int) -> None:
+    """The parser bounds headers that come piecemeal; those that came at once are bounded here."""
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > bytes_max:
+        raise TooLarge(f"the headers have {size} bytes; allowed: at most {bytes_max}")
 
 
 def check_content(headers: Headers) -> None:
