@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 
 help:
 	@echo "make demo    one question through prefill, transfer, decode, spill and resume"
-	@echo "make test    all tests"
+	@echo "make test    all tests but the long ones of make chaos"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   all benchmarks, with a table"
 	@echo "make chaos   thousands of simulated storms, then the tests that kill, cut and corrupt"
