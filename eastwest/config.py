@@ -168,7 +168,7 @@ class LimitsConfig(Section):
     messages: int = Field(4096, ge=1, description="messages of one chat call")
     stop_strings: int = Field(16, ge=0)
     stop_bytes: int = Field(256, ge=1, description="one stop string")
-    stop_tokens: int = Field(256, ge=0, description="stop_token_ids")
+    stop_tokens: int = Field(1024, ge=0, description="stop_token_ids")
     max_tokens: int | None = Field(
         None, ge=1, description="most that max_tokens may be; none: what the context leaves"
     )
