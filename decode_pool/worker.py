@@ -212,8 +212,8 @@ class DecodeWorker:
     def _admit(self, router_id: str, command: Reserve) -> Work:
         if len(self._works) >= self._pool.waiting_max + self._pool.running_max:
             raise Overloaded(f"the decode worker holds {len(self._works)} requests, its most")
-        if command.request_id in self._works:
-            raise InvalidArgument(f"request {command.request_id!r} is being served already")
+        if command.request_id in self._works or self._holdings.holds_for(command.request_id):
+            raise InvalidArgument(f"request {command.request_id!r} is, or was, being served here")
         given = check_work(self._model, command)
         self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
@@ -265,6 +265,10 @@ class DecodeWorker:
         self._emit(work.router_id, Reserved(work.request_id, ticket, cached, loaded))
 
     # What the receiver tells (TransferOwner).
+
+    def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
+        work = self._transfers[transfer_id]
+        work.check_first(first_token.token, finished, self._model.vocab_size)
 
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats

@@ -17,6 +17,7 @@ import grpc.aio
 from decode_pool.worker import DecodeWorker
 from eastwest.clock import Clock, ns
 from eastwest.config import Config, PoolConfig
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import ConfigError, Unavailable
 from eastwest.messages import (
     Abort,
@@ -162,7 +163,9 @@ class Replica:
 
     async def start(self) -> WorkerInfo:
         """Serve; returns the address and all else a router needs."""
-        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseMalformed()], options=server_options(CONTROL_MESSAGE_BYTES)
+        )
         self._control.add_to(self._server)
         await self._ranks.listen(self._identity.host, self._server, self._decode.transfers)
         identity = self._identity

@@ -92,7 +92,8 @@ class KvSender:
     def begin(self, ticket: Ticket, blocks: Sequence[int], timeout_s: float) -> None:
         """See `SendingRank.begin`."""
         transfer_id = ticket.transfer_id
-        assert transfer_id not in self._pushes, f"transfer {transfer_id} is being sent already"
+        if transfer_id in self._pushes:
+            raise InvalidArgument(f"transfer {transfer_id!r} is being sent already; allowed: once")
         deliveries: list[Delivery] = []
         try:
             push = self._begin(ticket, tuple(blocks), timeout_s, deliveries)

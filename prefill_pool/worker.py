@@ -158,9 +158,13 @@ class PrefillWorker:
     def _admit(self, router_id: str, command: Prefill) -> Job:
         if len(self._jobs) >= self._pool.waiting_max:
             raise Overloaded(f"the prefill worker holds {len(self._jobs)} requests, its most")
-        if command.request_id in self._jobs:
+        owner = Owner(OwnerKind.PREFILL, command.request_id)
+        if command.request_id in self._jobs or owner in self._holdings.ledger:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
         given = check_work(self._model, command)
+        transfer_id = command.ticket.transfer_id
+        if any(job.command.ticket.transfer_id == transfer_id for job in self._jobs.values()):
+            raise InvalidArgument(f"transfer {transfer_id!r} is being filled by another request")
         now = self._clock.now_ns()
         self._intake.check_fits("the prompt needs", blocks_for(len(given), self._kv.block_tokens))
         seed = hash_seed(self._model.fingerprint, command.salt)
@@ -168,7 +172,7 @@ class PrefillWorker:
             command=command,
             given=command.given,
             router_id=router_id,
-            owner=Owner(OwnerKind.PREFILL, command.request_id),
+            owner=owner,
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
             hashes=block_hashes(given, self._kv.block_tokens, seed),
             received_ns=now,
@@ -199,8 +203,8 @@ class PrefillWorker:
         ticket = job.command.ticket
         usable = reusable_blocks(len(job.given), self._kv.block_tokens)
         if job.local:
-            job.blocks = self._local.blocks_of(ticket)
-            job.present_tokens = min(usable, ticket.first_block) * self._kv.block_tokens
+            job.blocks, present = self._local.room_of(job.command)
+            job.present_tokens = min(usable, present) * self._kv.block_tokens
             return self._local.target(ticket)
         hashes, total = job.hashes[:usable], blocks_for(len(job.given), self._kv.block_tokens)
         taken = await self._intake.take(job.owner, job.router_id, hashes, total)

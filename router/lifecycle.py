@@ -176,6 +176,9 @@ class Lifecycle:
         attempt = self._tried()
         if self.state is not State.PREFILLING or worker is not attempt.prefill:
             return
+        if len(self._tokens) >= self.request.max_tokens:
+            self._overdone(worker, out)
+            return
         self.state = State.DECODING
         attempt.fill()
         if attempt.resumed:
@@ -230,6 +233,9 @@ class Lifecycle:
                 attempt.held.append(output)
             return
         if tokens := output.tokens:
+            if len(self._tokens) + len(tokens) > self.request.max_tokens:
+                self._overdone(worker, out)
+                return
             if not attempt.joined:
                 self._joined(attempt, output.first_step, now_ns)
             self.marks.last_token_ns = now_ns
@@ -275,6 +281,11 @@ class Lifecycle:
             # What others have taken is not the client's fault: this worker is too small for it.
             error = Unavailable(f"{worker} failed: {event.message}", phase=event.phase)
         self._lose(worker, error, out)
+
+    def _overdone(self, worker: Worker, out: list[Action]) -> None:
+        """The worker goes on past what was asked for: nothing that it says can be relied on."""
+        message = f"it gave more than max_tokens, {self.request.max_tokens}"
+        self.failed(worker, Failed(self.work_id, ErrorCode.INTERNAL, message, self.phase), out)
 
     def bereave(
         self, worker: Worker, reason: str, patience_ns: int, now_ns: int, out: list[Action]

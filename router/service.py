@@ -37,6 +37,7 @@ from eastwest.rpc import abort_with
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.wire import chunk_to_wire
 from router import edge, reports
+from router.clients import Clients, client_of
 from router.conversations import Conversations, Turn
 from router.edge import Ask, Malformed
 from router.requests import Request
@@ -67,7 +68,7 @@ class _Call:
 class InferenceService:
     """See the module. `handlers` is what a gRPC server is given; other front ends use `answer`.
 
-    calls_max: calls that may be open at once.
+    calls_max: calls that may be open at once. clients: who has how many of them.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class InferenceService:
         self._slo = config.slo.slo()
         # Calls of clients that do not read stay open after their request has ended, hence twice.
         self.calls_max = 2 * (config.router.queue_max + config.router.active_max)
+        self.clients = Clients(config.limits.client_streams)
         self._shell = shell
         self._tokenizer = tokenizer
         self._conversations = conversations
@@ -173,12 +175,13 @@ class InferenceService:
         try:
             if isinstance(request, Malformed):
                 raise request.error
-            await self.answer(
-                request,
-                lambda answer: context.write(_to_wire(answer)),
-                accepted_ns=accepted_ns,
-                remaining_s=context.time_remaining(),
-            )
+            with self.clients.stream(client_of(context.peer())):
+                await self.answer(
+                    request,
+                    lambda answer: context.write(_to_wire(answer)),
+                    accepted_ns=accepted_ns,
+                    remaining_s=context.time_remaining(),
+                )
         except EastWestError as error:
             await abort_with(context, error)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from typing import Protocol
 
 import grpc.aio
@@ -179,26 +179,20 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         """See worker.proto."""
         info = self._info()
         router_id, outbox = "", None
-        tasks: list[asyncio.Task[None]] = []
         try:
             router_id = await self._hello(request_iterator)
             outbox = self._take_over(router_id)
             welcome = worker_pb2.WorkerMessage(welcome=wire.welcome_to_wire(info))
             await context.write(welcome)
-            tasks = [
-                asyncio.create_task(self._read(router_id, outbox, info.epoch, request_iterator)),
-                asyncio.create_task(self._write(outbox, info.epoch, context)),
-                asyncio.create_task(self._report_load(router_id)),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await _first_ended(
+                self._read(router_id, outbox, info.epoch, request_iterator),
+                self._write(outbox, info.epoch, context),
+                self._report_load(router_id),
+            )
         except EastWestError as error:
             log.warning("control stream of router %s ends: %s", router_id, error.message)
             await abort_with(context, error)
         finally:
-            for task in tasks:
-                task.cancel()
             if outbox is not None and self._outboxes.get(router_id) is outbox:
                 del self._outboxes[router_id]
                 self._handler.router_gone(router_id)
@@ -269,6 +263,8 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         messages: AsyncIterator[worker_pb2.RouterMessage],
     ) -> None:
         async for message in messages:
+            if self._outboxes.get(router_id) is not outbox:
+                return  # what this stream asks for now, its end would not end
             if message.WhichOneof("message") != "commands":
                 raise InvalidArgument("hello comes once; after it, only commands are allowed")
             if message.commands.epoch != epoch:
@@ -292,3 +288,15 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         while True:
             self.emit(router_id, self._handler.load())
             await asyncio.sleep(self._heartbeat_s)
+
+
+async def _first_ended(*works: Coroutine[None, None, None]) -> None:
+    """Until one of `works` has ended, which is raised where it failed. The others are stopped."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()

@@ -15,7 +15,7 @@ from eastwest.messages import KvEvents
 from eastwest.types import Tier
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit, audit
-from kv_transfer.ledger import Ledger, Owner
+from kv_transfer.ledger import Ledger, Owner, OwnerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,10 @@ class Holdings:
         self.pool.release(rest)
         self._notify()
         return kept
+
+    def holds_for(self, request_id: str) -> bool:
+        """Whether any blocks are held in the name of a request, if only of one that has ended."""
+        return any(Owner(kind, request_id) in self.ledger for kind in OwnerKind)
 
     def retire(self, owner: Owner) -> None:
         """`owner` has ended and will release as soon as nothing writes to its blocks any more.

@@ -6,11 +6,10 @@ every sequence that shares it.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
+from eastwest.clock import DURATION_MAX_S
 from eastwest.errors import InvalidArgument
 from eastwest.messages import ModelInfo, Prefill, Reserve
 
@@ -37,11 +36,18 @@ def check_work(model: ModelInfo, command: Reserve | Prefill) -> NDArray[np.int64
             f"prompt and output have {len(prompt)} + {command.max_tokens} tokens; allowed: at "
             f"least one of each, together up to {model.context_tokens}"
         )
-    if not 0 < command.timeout_s < math.inf:
-        raise InvalidArgument(f"timeout_s is {command.timeout_s}; allowed: above 0, finite")
+    check_timeout(command.timeout_s)
     if not sampling.greedy and sampling.seed is None:
         raise InvalidArgument("seed is missing; allowed: absent only where temperature is 0")
     if any(t >= model.vocab_size for t in sampling.stop_token_ids):
         raise InvalidArgument(f"a stop token is outside 0 to {model.vocab_size - 1}")
     sampling.validate()
     return given
+
+
+def check_timeout(timeout_s: float) -> None:
+    """Raise `InvalidArgument` where what is left of a deadline is nothing, or endless."""
+    if not 0 < timeout_s <= DURATION_MAX_S:
+        raise InvalidArgument(
+            f"timeout_s is {timeout_s}; allowed: above 0 up to {DURATION_MAX_S:g}"
+        )

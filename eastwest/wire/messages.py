@@ -8,6 +8,9 @@ from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.kv_events import kv_events_from_wire, kv_events_to_wire
 from eastwest.wire.steps import stepped_from_wire, stepped_to_wire
 from eastwest.wire.values import (
+    NUMBER_MAX,
+    TOKENS_MAX,
+    check_numbers,
     finish_from_wire,
     finish_to_wire,
     sampling_from_wire,
@@ -118,7 +121,6 @@ def command_from_wire(wire: worker.Command) -> m.Command:
 
 # Events.
 
-
 _LOAD_FIELDS = (
     "free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens",
     "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes",
@@ -192,6 +194,7 @@ def event_from_wire(wire: worker.Event) -> m.Event:
     match wire.WhichOneof("event"):
         case "reserved":
             reserved = wire.reserved
+            check_numbers("reserved", TOKENS_MAX, reserved.cached_tokens, reserved.loaded_tokens)
             return m.Reserved(
                 reserved.request_id,
                 ticket_from_wire(reserved.ticket),
@@ -200,6 +203,10 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "prefilled":
             prefilled = wire.prefilled
+            check_numbers(
+                "prefilled", TOKENS_MAX, prefilled.computed_tokens, prefilled.loaded_tokens
+            )
+            check_numbers("prefilled", NUMBER_MAX, prefilled.queue_ns, prefilled.prefill_ns)
             return m.Prefilled(
                 prefilled.request_id,
                 token_from_wire(prefilled.token),
@@ -221,8 +228,10 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "load":
             load = wire.load
+            fields = {name: getattr(load, name) for name in _LOAD_FIELDS}
+            check_numbers("load", NUMBER_MAX, *fields.values(), *load.expert_tokens)
             return m.Load(
-                **{name: getattr(load, name) for name in _LOAD_FIELDS},
+                **fields,
                 links=tuple(
                     m.KvLink(k.source, transport_from_wire(k.transport), k.transfers, k.bytes)
                     for k in load.links

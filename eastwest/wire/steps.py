@@ -14,6 +14,8 @@ from eastwest.errors import InvalidArgument
 from eastwest.types import SampledToken
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.values import (
+    NUMBER_MAX,
+    check_numbers,
     finish_from_wire,
     finish_to_wire,
     token_from_wire,
@@ -106,6 +108,15 @@ def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
     first = None
     if wire.HasField("first_step"):
         step = wire.first_step
+        check_numbers(
+            "a first step",
+            NUMBER_MAX,
+            step.import_ns,
+            step.decode_queue_ns,
+            step.first_step_ns,
+            step.transfer_ns,
+            step.transfer_bytes,
+        )
         first = m.FirstStep(
             step.import_ns,
             step.decode_queue_ns,

@@ -11,6 +11,20 @@ from eastwest.types import FinishReason, SampledToken, SamplingParams, TopLogpro
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.v1 import worker_pb2 as worker
 
+# Sums of a few of these are numbers that any message can hold.
+NUMBER_MAX = 1 << 60
+TOKENS_MAX = 1 << 24
+
+
+def check_numbers(event: str, number_max: int, *numbers: int) -> None:
+    """What a worker counts or measures is no negative number, and none without end."""
+    for number in numbers:
+        if not 0 <= number <= number_max:
+            raise InvalidArgument(
+                f"a number of {event} is {number}; allowed: from 0 up to {number_max}"
+            )
+
+
 _FINISH_TO_WIRE = {
     None: inference.FINISH_REASON_UNSPECIFIED,
     FinishReason.STOP: inference.FINISH_REASON_STOP,

@@ -23,10 +23,10 @@ _BACKLOG = 1024
 class HttpServer:
     """One listening socket. `start` once, then `stop`.
 
-    Raises `ConfigError` where host and port cannot be bound.
+    header_bytes: of one request, at most. Raises `ConfigError` where host and port cannot be bound.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, *, header_bytes: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -41,6 +41,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             http=_Protocol,
+            h11_max_incomplete_event_size=header_bytes,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -51,7 +51,8 @@ from eastwest.v1 import worker_pb2
 TEXT = st.text(max_size=12)
 COUNT = st.integers(0, 2**31 - 1)
 SIZE = st.integers(1, 2**31 - 1)
-NS = st.integers(0, 2**62)
+NS = st.integers(0, 2**60)
+TOKENS = st.integers(0, 2**24)
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=6).map(tuple)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -78,8 +79,10 @@ TOKEN = st.builds(
     logprob=st.none() | FLOAT,
     top=st.lists(st.builds(TopLogprob, st.integers(0, 2**32 - 1), FLOAT), max_size=3).map(tuple),
 )
-KV = st.builds(KVSpec, SIZE, SIZE, SIZE, COUNT, st.sampled_from(sorted(DTYPE_BYTES)))
-LAYOUT = st.builds(ParallelLayout, SIZE, SIZE, SIZE, SIZE)
+DIM = st.integers(1, 127)
+KV = st.builds(KVSpec, DIM, DIM, DIM, DIM | st.just(0), st.sampled_from(sorted(DTYPE_BYTES)))
+RANKS = st.integers(1, 25)
+LAYOUT = st.builds(ParallelLayout, RANKS, RANKS, st.integers(1, 2**14), RANKS)
 ENDPOINTS = st.lists(st.builds(RankEndpoint, COUNT, TEXT, TEXT), max_size=3).map(tuple)
 TRANSPORT = st.sampled_from(Transport)
 TRANSPORTS = st.lists(TRANSPORT, max_size=3).map(tuple)
@@ -114,8 +117,8 @@ TIER = st.sampled_from(Tier)
 HASHES = st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=3).map(tuple)
 BLOCKS = st.lists(st.builds(TierBlocks, TIER, HASHES), max_size=3).map(tuple)
 EVENTS = st.one_of(
-    st.builds(Reserved, TEXT, TICKET, COUNT, COUNT),
-    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, COUNT, COUNT),
+    st.builds(Reserved, TEXT, TICKET, TOKENS, TOKENS),
+    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, TOKENS, TOKENS),
     STEPPED,
     st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
     st.builds(
@@ -210,3 +213,33 @@ def test_hashes_that_are_cut_short_are_refused() -> None:
         wire.event_from_wire(
             worker_pb2.Event(kv={"stored": [{"tier": "device", "hashes": bytes(17)}]})
         )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        worker_pb2.Event(load={"free_blocks": -1}),
+        worker_pb2.Event(load={"waiting_tokens": 2**62}),
+        worker_pb2.Event(prefilled={"queue_ns": 2**63 - 1}),
+        worker_pb2.Event(prefilled={"computed_tokens": 2**31 - 1}),
+        worker_pb2.Event(stepped={"outputs": [{"first_step": {"import_ns": -1}}]}),
+    ],
+)
+def test_numbers_that_nobody_can_have_counted_are_refused(event: worker_pb2.Event) -> None:
+    with pytest.raises(InvalidArgument, match="allowed: from 0 up to"):
+        wire.event_from_wire(event)
+
+
+@pytest.mark.parametrize(
+    "layout", [{"tp": 2**14 + 1}, {"tp": 2**10, "pp": 2**10}, {"dp": 2**20}, {"ep": 2**20}]
+)
+def test_layouts_of_more_ranks_than_there_can_be_are_refused(layout: dict[str, int]) -> None:
+    sizes = {"tp": 1, "pp": 1, "ep": 1, "dp": 1, **layout}
+    with pytest.raises(InvalidArgument, match="allowed: up to 16384"):
+        wire.layout_from_wire(worker_pb2.Layout(**sizes))
+
+
+def test_kv_that_no_memory_holds_is_refused() -> None:
+    huge = dict.fromkeys(("num_layers", "num_kv_heads", "key_dim", "value_dim"), 2**31 - 1)
+    with pytest.raises(InvalidArgument, match="allowed: up to 1073741824"):
+        wire.kv_spec_from_wire(worker_pb2.KvSpec(dtype="float32", **huge))
