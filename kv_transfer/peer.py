@@ -12,24 +12,34 @@ from collections.abc import Iterator
 import grpc
 import grpc.aio
 
-from eastwest.errors import Phase, Unavailable
+from eastwest.errors import ErrorCode, Phase, TransferFailed, Unavailable
 from eastwest.rpc import channel_options, error_from_rpc
 from eastwest.v1 import kv_transfer_pb2 as wire
 from kv_transfer.push_client import PushClient, PushStream
 
 _METHOD = "/eastwest.v1.KvTransfer/"
+# Whatever is wrong with a call between two workers is not the client's doing: it may go better
+# elsewhere, or when tried again.
+_NOT_THE_CLIENTS = {
+    ErrorCode.INVALID_ARGUMENT,
+    ErrorCode.NOT_FOUND,
+    ErrorCode.TOO_LARGE,
+    ErrorCode.INCOMPATIBLE,
+    ErrorCode.INTERNAL,
+}
 
 
 class Peer:
-    """One address. `slots` bounds the frames on the way to it, over all transfers.
+    """One address. `slots` bounds the frames on the way to it, over all transfers; idle_s: see
+    `PushClient`.
 
     Made on the event loop that uses it; `close` ends every call.
     """
 
-    def __init__(self, address: str, *, message_bytes: int, slots: int) -> None:
+    def __init__(self, address: str, *, message_bytes: int, slots: int, idle_s: float) -> None:
         self.slots = asyncio.Semaphore(slots)
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(message_bytes))
-        self._frames = PushClient(address)
+        self._frames = PushClient(address, idle_s=idle_s)
         self._commit = self._channel.unary_unary(
             _METHOD + "Commit",
             request_serializer=wire.CommitRequest.SerializeToString,
@@ -67,5 +77,7 @@ def _typed_errors() -> Iterator[None]:
         raise Unavailable("the connection has been closed", phase=Phase.TRANSFER) from error
     except grpc.aio.AioRpcError as error:
         typed = error_from_rpc(error)
+        if typed.code in _NOT_THE_CLIENTS:
+            typed = TransferFailed(f"the receiver refused: {typed.message}")
         typed.phase = typed.phase or Phase.TRANSFER
         raise typed from error

@@ -55,7 +55,8 @@ class Load:
         histories: list[list[int]] = [[]]
         for turn in range(turns):
             choice = self._rng.randrange(len(self._prompts))
-            prompt, outputs = self._prompts[choice], [self._outputs[choice]]
+            prompt = self._prompts[choice]
+            outputs: list[Sequence[int]] = [self._outputs[choice]]
             count = self._rng.randrange(2, OUTPUT_MAX if turns == 1 else TURN_OUTPUT_MAX)
             # Without the store, a session goes on from what the router itself knows of it.
             outputs += [expected_output([*h, *prompt], count) for h in histories if h]
