@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config, PoolConfig
-from eastwest.errors import EastWestError
+from eastwest.errors import EastWestError, Unavailable
 from eastwest.layout import KVSpec
 from eastwest.messages import Event, ModelInfo
 from eastwest.testing.checkers import ExactlyOnce
@@ -30,7 +30,8 @@ LOAD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream."""
+    """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream.
+    routers: over the same replicas."""
 
     replicas: tuple[tuple[Role, int], ...]
     num_blocks: int
@@ -40,13 +41,15 @@ class Shape:
     link_bytes_per_s: float = 25e9
     message_s: float = 2e-4
     config: Config = field(default_factory=Config)
+    routers: int = 1
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. Times are virtual seconds."""
+    """What one client saw, and of which router. Times are virtual seconds."""
 
     request: Request
+    router: SimulatedRouter
     tokens: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
@@ -86,9 +89,8 @@ class Cluster:
             name="simulated", fingerprint="s" * 32, architecture="simulated", dtype="bfloat16",
             context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
         )  # fmt: skip
-        self.router = SimulatedRouter(
-            "router", shape.config.router, clock, self._act, self._delay, policy
-        )
+        self._policy = policy
+        self.routers = [self._new_router(f"router-{i}") for i in range(shape.routers)]
         self.replicas: dict[str, SimulatedReplica] = {}
         self.former: list[SimulatedReplica] = []
         self.seen: dict[str, Seen] = {}
@@ -96,7 +98,18 @@ class Cluster:
         self._ended = asyncio.Event()
         self._running = 0
         self._epochs = 0
+        self._incarnations = 0
         self._reports: asyncio.Task[None] | None = None
+
+    @property
+    def router(self) -> SimulatedRouter:
+        """The first one."""
+        return self.routers[0]
+
+    @property
+    def events(self) -> int:
+        """What all routers that live have been told by workers."""
+        return sum(router.events for router in self.routers)
 
     def start(self) -> None:
         """Bring all replicas up."""
@@ -123,7 +136,8 @@ class Cluster:
         )
         self.replicas[worker_id] = replica
         replica.start()
-        self.router.connect(replica)
+        for router in self.routers:
+            router.connect(replica)
         self._log(f"{worker_id} is up, epoch {self._epochs}")
 
     async def kill(self, worker_id: str) -> None:
@@ -131,18 +145,39 @@ class Cluster:
         replica = self.replicas.pop(worker_id)
         self._log(f"{worker_id} is killed")
         replica.alive = False
-        self.router.disconnect(worker_id, "it was killed")
+        for router in self.routers:
+            router.disconnect(worker_id, "it was killed")
         await replica.kill()
         self.former.append(replica)
 
-    def submit(self, request: Request) -> EastWestError | None:
-        """A client asks. What it is refused with, if it is."""
+    def kill_router(self, index: int) -> None:
+        """A router's process is gone: its clients see that their connections break."""
+        router = self.routers[index]
+        router.kill()
+        self._log(f"{router.router_id} is killed")
         now = seconds(self.clock.now_ns())
-        self.seen[request.request_id] = seen = Seen(request)
+        for request_id, seen in self.seen.items():
+            if seen.router is router and seen.ended_s is None:
+                self._end(End(request_id, Unavailable("the router is gone")), now)
+
+    def revive_router(self, index: int) -> None:
+        """A new incarnation takes its place, and connects to all replicas."""
+        self._incarnations += 1
+        router = self.routers[index] = self._new_router(f"router-{index}.{self._incarnations}")
+        for replica in self.replicas.values():
+            router.connect(replica)
+        self._log(f"{router.router_id} is up")
+
+    def submit(self, request: Request, index: int = 0) -> EastWestError | None:
+        """A client asks a router. What it is refused with, if it is."""
+        now, router = seconds(self.clock.now_ns()), self.routers[index]
+        self.seen[request.request_id] = seen = Seen(request, router)
         self.exactly_once.accepted(request.request_id)
         self._running += 1
         try:
-            self.router.submit(request)
+            if not router.alive:
+                raise Unavailable("nobody listens there")
+            router.submit(request)
         except EastWestError as error:
             self._running -= 1
             seen.outcome, seen.ended_s = error, now
@@ -150,6 +185,11 @@ class Cluster:
             self._log(f"{request.request_id} is refused: {error.code.value}")
             return error
         return None
+
+    def cancel(self, request_id: str, error: EastWestError) -> None:
+        """A client goes away."""
+        router = self.seen[request_id].router
+        router.tell(lambda now: router.scheduler.cancel(request_id, error, now))
 
     async def quiet(self) -> None:
         """Until no client waits."""
@@ -168,7 +208,8 @@ class Cluster:
     def check_quiet(self) -> None:
         """Assert that, with no request left, nothing is held and nothing has leaked."""
         self.exactly_once.check_all_ended()
-        self.router.scheduler.check_integrity()
+        for router in self.routers:
+            router.scheduler.check_integrity()
         for replica in self.replicas.values():
             audit = replica.audit()
             assert not audit.leaked_blocks, f"{replica.info.worker_id} leaks: {audit}"
@@ -180,7 +221,13 @@ class Cluster:
         return (seen for seen in self.seen.values() if isinstance(seen.outcome, Outcome))
 
     def _hear(self, replica: SimulatedReplica, router_id: str, event: Event) -> None:
-        self.router.hear(replica, event)
+        for router in self.routers:
+            if router.router_id == router_id:
+                router.hear(replica, event)
+
+    def _new_router(self, router_id: str) -> SimulatedRouter:
+        config = self.shape.config.router
+        return SimulatedRouter(router_id, config, self.clock, self._act, self._delay, self._policy)
 
     def _act(self, action: Action) -> None:
         now = seconds(self.clock.now_ns())
@@ -216,7 +263,8 @@ class Cluster:
     async def _report(self) -> None:
         while True:
             for replica in list(self.replicas.values()):
-                self.router.hear(replica, replica.load())
+                for router in self.routers:
+                    router.hear(replica, replica.load())
             await asyncio.sleep(LOAD_S)
 
     def _log(self, what: str) -> None:

@@ -42,7 +42,10 @@ class Stream:
 
 
 class SimulatedRouter:
-    """One router. `act` performs what is for clients: deliveries and endings."""
+    """One incarnation of a router. `act` performs what is for clients: deliveries and endings.
+
+    alive: until `kill`; a dead one hears nothing and says nothing.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,8 @@ class SimulatedRouter:
         self.router_id = router_id
         self.scheduler = Scheduler(config, policy)
         self.events = 0
+        self.alive = True
+        self._asleep_until_s = 0.0
         self._clock = clock
         self._act = act
         self._delay = delay
@@ -63,10 +68,14 @@ class SimulatedRouter:
         self._timer: asyncio.TimerHandle | None = None
 
     def connect(self, replica: SimulatedReplica) -> None:
-        """The replica is there, in this incarnation."""
+        """The replica is there, in this incarnation. A stream that it still has is broken."""
+        if not self.alive:
+            return
         worker_id = replica.info.worker_id
         if (former := self._streams.get(worker_id)) is not None:
             former.open = False
+            if former.replica.alive:
+                former.replica.router_gone(self.router_id)
         self._streams[worker_id] = Stream(replica, self._delay)
         self.tell(lambda now: self.scheduler.worker_up(replica.info, now))
 
@@ -85,6 +94,22 @@ class SimulatedRouter:
         """The worker hangs: what it says, and what it is told, stands still for so long."""
         if (stream := self._streams.get(worker_id)) is not None:
             stream.stalled_until_s = asyncio.get_running_loop().time() + seconds
+
+    def kill(self) -> None:
+        """The process is gone: its streams break, which the workers see."""
+        self.alive = False
+        for stream in self._streams.values():
+            stream.open = False
+            if stream.replica.alive:
+                stream.replica.router_gone(self.router_id)
+        self._streams.clear()
+        self._set_timer()
+
+    def freeze(self, seconds: float) -> None:
+        """The process stands still for so long, with all its streams open."""
+        self._asleep_until_s = asyncio.get_running_loop().time() + seconds
+        for worker_id in self._streams:
+            self.stall(worker_id, seconds)
 
     def hear(self, replica: SimulatedReplica, event: Event) -> None:
         """A replica has put an event on its stream."""
@@ -105,6 +130,8 @@ class SimulatedRouter:
 
     def tell(self, decide: Callable[[int], list[Action]]) -> None:
         """One input; its actions are performed at once and in order."""
+        if not self.alive:
+            return
         for action in decide(self._clock.now_ns()):
             if isinstance(action, Send):
                 self._send(action.worker_id, action.epoch, action.command)
@@ -124,8 +151,8 @@ class SimulatedRouter:
             replica.handle(self.router_id, command)
 
     def _set_timer(self) -> None:
-        wake_ns = self.scheduler.next_wakeup_ns()
-        when = None if wake_ns is None else wake_ns / ns(1)
+        wake_ns = self.scheduler.next_wakeup_ns() if self.alive else None
+        when = None if wake_ns is None else max(wake_ns / ns(1), self._asleep_until_s)
         if self._timer is not None:
             if when is not None and self._timer.when() == when and not self._timer.cancelled():
                 return
