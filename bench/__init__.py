@@ -11,5 +11,6 @@ resume       (part of kv_store) a stored session against recomputing it
 serving      disaggregated against aggregated, on the same cores
 prefix_index the router's index of a million blocks: memory, lookups, intake of events
 sim          simulated serving: storms by seed, and an hour of a trace
+operate      what a client that has gone still costs, in engine steps and until its blocks are free
 planner      predictions against measured rows and published deployments; time of a plan
 """

@@ -18,6 +18,7 @@ import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
 NAMES = (
     "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "prefix_index", "sim",
+    "operate",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

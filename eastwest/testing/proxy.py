@@ -1,6 +1,6 @@
 """A TCP proxy that is as bad as real networks are: it cuts, delays, holds back and damages.
 
-    client ──▶ FaultyProxy.address ──▶ target, which may change with each incarnation behind it
+client ──▶ FaultyProxy.address ──▶ target, which may change with each incarnation behind it
 """
 
 from __future__ import annotations

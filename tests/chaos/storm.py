@@ -1,4 +1,4 @@
-"""Faults at seeded moments, one after the other, each undone before the next of the same striker."""
+"""Faults at seeded moments: each striker undoes one before it begins the next."""
 
 from __future__ import annotations
 

@@ -70,46 +70,52 @@ async def test_two_routers_share_workers_sessions_and_even_request_ids(
 async def test_a_killed_router_harms_only_its_own_streams(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    async with a_world(tiny_model_dir, tmp_path) as world:
-        async with world.client("a") as a, world.client("b") as b:
-            lost = [a.generate(PROMPT, temperature=0.0, max_tokens=COUNT) for _ in range(3)]
-            kept = [b.generate(PROMPT, temperature=0.0, max_tokens=COUNT) for _ in range(3)]
-            for generation in lost:
-                await begun(generation)
-            tokens = [await begun(generation) for generation in kept]
-            await world.routers["a"].kill()
-            for generation in lost:
-                with pytest.raises(Unavailable) as caught:
-                    await generation
-                assert caught.value.status.retriable
-            for generation, first in zip(kept, tokens, strict=True):
-                rest = [token async for chunk in generation for token in chunk.token_ids]
-                assert first + rest == expected_output(PROMPT, COUNT)
-                assert (await generation).usage.migrations == 0
-            await world.assert_clean()
-            # Who follows the dead router keeps the workers that it knew.
-            done = await b.generate(PROMPT, temperature=0.0, max_tokens=20)
-            assert list(done.token_ids) == expected_output(PROMPT, 20)
+    async with (
+        a_world(tiny_model_dir, tmp_path) as world,
+        world.client("a") as a,
+        world.client("b") as b,
+    ):
+        lost = [a.generate(PROMPT, temperature=0.0, max_tokens=COUNT) for _ in range(3)]
+        kept = [b.generate(PROMPT, temperature=0.0, max_tokens=COUNT) for _ in range(3)]
+        for generation in lost:
+            await begun(generation)
+        tokens = [await begun(generation) for generation in kept]
+        await world.routers["a"].kill()
+        for generation in lost:
+            with pytest.raises(Unavailable) as caught:
+                await generation
+            assert caught.value.status.retriable
+        for generation, first in zip(kept, tokens, strict=True):
+            rest = [token async for chunk in generation for token in chunk.token_ids]
+            assert first + rest == expected_output(PROMPT, COUNT)
+            assert (await generation).usage.migrations == 0
+        await world.assert_clean()
+        # Who follows the dead router keeps the workers that it knew.
+        done = await b.generate(PROMPT, temperature=0.0, max_tokens=20)
+        assert list(done.token_ids) == expected_output(PROMPT, 20)
 
 
 async def test_what_a_frozen_router_held_is_freed_by_lease(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     expected = expected_output(PROMPT, LONG)
-    async with a_world(tiny_model_dir, tmp_path) as world:
-        async with world.client("a") as a, world.client("b") as b:
-            frozen = [a.generate(PROMPT, temperature=0.0, max_tokens=LONG) for _ in range(3)]
-            tokens = [await begun(generation) for generation in frozen]
-            world.routers["a"].freeze()
-            assert await owners(world)
-            async with asyncio.timeout(WAIT_S):
-                while await owners(world):
-                    await asyncio.sleep(0.05)
-            done = await b.generate(PROMPT, temperature=0.0, max_tokens=20)
-            assert list(done.token_ids) == expected_output(PROMPT, 20)
-            # Awake, it hears that its leases are gone, and its streams go on elsewhere.
-            world.routers["a"].wake()
-            for generation, first in zip(frozen, tokens, strict=True):
-                rest = [token async for chunk in generation for token in chunk.token_ids]
-                assert first + rest == expected
-                assert (await generation).usage.migrations == 1
+    async with (
+        a_world(tiny_model_dir, tmp_path) as world,
+        world.client("a") as a,
+        world.client("b") as b,
+    ):
+        frozen = [a.generate(PROMPT, temperature=0.0, max_tokens=LONG) for _ in range(3)]
+        tokens = [await begun(generation) for generation in frozen]
+        world.routers["a"].freeze()
+        assert await owners(world)
+        async with asyncio.timeout(WAIT_S):
+            while await owners(world):  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.05)
+        done = await b.generate(PROMPT, temperature=0.0, max_tokens=20)
+        assert list(done.token_ids) == expected_output(PROMPT, 20)
+        # Awake, it hears that its leases are gone, and its streams go on elsewhere.
+        world.routers["a"].wake()
+        for generation, first in zip(frozen, tokens, strict=True):
+            rest = [token async for chunk in generation for token in chunk.token_ids]
+            assert first + rest == expected
+            assert (await generation).usage.migrations == 1

@@ -48,10 +48,7 @@ async def weather(
             for router in ROUTERS * 3:
                 assert await load.one(router) is None, "a fault is left"
     except BaseException as error:
-        error.add_note(
-            f"seed {seed}: CHAOS_SEEDS={seed}:1 python -m pytest -m chaos tests/chaos/test_storms.py"
-            f"; logs are in {logs}"
-        )
+        error.add_note(f"CHAOS_SEEDS={seed}:1 python -m pytest -m chaos {__file__}; logs: {logs}")
         raise
 
 

@@ -34,7 +34,8 @@ def served_by(cluster: Cluster, index: int) -> list[Request]:
     now = cluster.clock.now_ns()
     requests = [
         Request(
-            request_id=f"{index}.{i}", salt="", session_id="", prompt=(100 * index + i + 1, *range(40)),
+            request_id=f"{index}.{i}", salt="", session_id="",
+            prompt=(100 * index + i + 1, *range(40)),
             sampling=SamplingParams(temperature=0.0, ignore_eos=True), max_tokens=TOKENS,
             accepted_ns=now, deadline_ns=now + ns(300.0),
         )
