@@ -40,8 +40,11 @@ class Storm:
         await asyncio.gather(*self._tasks)
 
     async def _strike(self, rng: random.Random) -> None:
+        deck: list[str] = []
         while await self._pause(rng.expovariate(1 / PAUSE_MEAN_S)):
-            kind, for_s = rng.choice(self._kinds), rng.uniform(0.1, 4.0)
+            # Each kind in turn, in a new order each time.
+            deck = deck or rng.sample(self._kinds, len(self._kinds))
+            kind, for_s = deck.pop(), rng.uniform(0.1, 4.0)
             victim, strike = self._choose(kind, rng)
             if victim in self._victims:
                 continue
