@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,8 +16,10 @@ import grpc.aio
 from eastwest.errors import ErrorCode, Phase, TransferFailed, Unavailable
 from eastwest.rpc import channel_options, error_from_rpc
 from eastwest.v1 import kv_transfer_pb2 as wire
+from eastwest.wire.sealed import seal, unseal
 from kv_transfer.push_client import PushClient, PushStream
 
+_Call = grpc.aio.UnaryUnaryMultiCallable[Any, bytes]
 _METHOD = "/eastwest.v1.KvTransfer/"
 # Whatever is wrong with a call between two workers is not the client's doing: it may go better
 # elsewhere, or when tried again.
@@ -40,15 +43,13 @@ class Peer:
         self.slots = asyncio.Semaphore(slots)
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(message_bytes))
         self._frames = PushClient(address, idle_s=idle_s)
-        self._commit = self._channel.unary_unary(
+        self._commit: _Call = self._channel.unary_unary(
             _METHOD + "Commit",
-            request_serializer=wire.CommitRequest.SerializeToString,
-            response_deserializer=wire.CommitReceipt.FromString,
+            request_serializer=seal,
         )
-        self._abort = self._channel.unary_unary(
+        self._abort: _Call = self._channel.unary_unary(
             _METHOD + "AbortTransfer",
-            request_serializer=wire.AbortTransferRequest.SerializeToString,
-            response_deserializer=wire.AbortTransferReceipt.FromString,
+            request_serializer=seal,
         )
 
     def push(self, timeout_s: float) -> PushStream:
@@ -57,8 +58,8 @@ class Peer:
 
     async def commit(self, request: wire.CommitRequest, timeout_s: float) -> wire.CommitReceipt:
         with _typed_errors():
-            receipt: wire.CommitReceipt = await self._commit(request, timeout=timeout_s)
-        return receipt
+            receipt = await self._commit(request, timeout=timeout_s)
+            return unseal(wire.CommitReceipt, receipt)
 
     async def abort(self, request: wire.AbortTransferRequest, timeout_s: float) -> None:
         with _typed_errors():

@@ -74,10 +74,10 @@ class Storm:
     def _choose_link(
         self, kind: str, rng: random.Random
     ) -> tuple[str, Callable[[float], Awaitable[None]]]:
-        # A flipped bit is found in KV, by its checksum; all else leaves that to TCP, or TLS.
+        # KV, commits and their receipts are checked; control streams leave that to TCP, or TLS.
         world = self._world
         groups = {"pushes": world.pushes, "commits": world.commits, "edges": world.edges}
-        group = "pushes" if kind == "corrupt" else rng.choice(sorted(groups))
+        group = rng.choice(sorted(groups.keys() - ({"edges"} if kind == "corrupt" else set())))
         name = rng.choice(sorted(groups[group]))
         proxy = groups[group][name]
 
