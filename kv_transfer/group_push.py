@@ -22,6 +22,7 @@ from eastwest.v1 import kv_transfer_pb2 as wire
 from eastwest.wire import token_to_wire
 from kv_transfer.connections import Connections
 from kv_transfer.plan import Region
+from kv_transfer.push_client import IDLE_S
 from kv_transfer.ranks import Missing, PushStats, SendingRank
 
 # A commit is tried so often before the transfer fails; between two tries, what is missing is sent.
@@ -31,6 +32,7 @@ _ABORT_TIMEOUT_S = 2.0
 
 class GroupSender:
     """Sends from a whole replica. ranks: all of them, by their number; blocks_per_group: of one.
+    idle_s: a commit that is not answered for so long is repeated.
 
     The ranks are the caller's, who closes them.
     """
@@ -42,7 +44,9 @@ class GroupSender:
         clock: Clock,
         *,
         blocks_per_group: int,
+        idle_s: float = IDLE_S,
     ) -> None:
+        self._idle_s = idle_s
         self._ranks = ranks
         self._layout = layout
         self._clock = clock
@@ -64,7 +68,7 @@ class GroupSender:
         timeout_s = seconds(deadline_ns - self._clock.now_ns())
         for rank in ranks:
             rank.begin(ticket, own, timeout_s)
-        push = GroupPush(ticket, ranks, self._connections, self._clock, deadline_ns)
+        push = GroupPush(ticket, ranks, self._connections, self._clock, deadline_ns, self._idle_s)
         self._pushes = {open_push for open_push in self._pushes if not open_push.stopped}
         self._pushes.add(push)
         return push
@@ -86,8 +90,10 @@ class GroupPush:
         connections: Connections,
         clock: Clock,
         deadline_ns: int,
+        idle_s: float,
     ) -> None:
         self.stopped = False
+        self._idle_s = idle_s
         self._ticket = ticket
         self._ranks = ranks
         self._connections = connections
@@ -147,8 +153,7 @@ class GroupPush:
 
     async def _commit(self, request: wire.CommitRequest, stats: list[PushStats]) -> list[PushStats]:
         for attempt in range(ATTEMPTS_MAX):
-            async with self._connections.lend(self._ticket.address) as peer:
-                receipt = await peer.commit(request, self._remaining_s())
+            receipt = await self._receipt(request)
             if receipt.committed:
                 return stats
             if attempt < ATTEMPTS_MAX - 1:
@@ -159,6 +164,20 @@ class GroupPush:
         raise TransferFailed(
             f"KV of transfer {self._ticket.transfer_id!r} was incomplete after {ATTEMPTS_MAX} "
             f"attempts",
+            phase=Phase.TRANSFER,
+        )
+
+    async def _receipt(self, request: wire.CommitRequest) -> wire.CommitReceipt:
+        """What the receiver makes of a commit. An answer that does not come is asked for again,
+        which changes nothing."""
+        for _ in range(ATTEMPTS_MAX):
+            timeout_s = min(self._remaining_s(), self._idle_s)
+            async with self._connections.lend(self._ticket.address) as peer:
+                with suppress(DeadlineExceeded):
+                    return await peer.commit(request, timeout_s)
+        raise TransferFailed(
+            f"{self._ticket.address} did not answer {ATTEMPTS_MAX} commits of transfer "
+            f"{self._ticket.transfer_id!r}",
             phase=Phase.TRANSFER,
         )
 
