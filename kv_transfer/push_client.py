@@ -20,14 +20,22 @@ import grpc
 import grpc.aio
 from hpack import Encoder
 
-from eastwest.errors import EastWestError, InternalError, Phase, Unavailable
+from eastwest.errors import (
+    EastWestError,
+    Incompatible,
+    InternalError,
+    InvalidArgument,
+    Phase,
+    Unavailable,
+)
 from eastwest.rpc import error_from_rpc
 from eastwest.v1 import kv_transfer_pb2 as wire
 from kv_transfer import http2
+from kv_transfer.dial import connect
 from kv_transfer.frame_codec import Message
 from kv_transfer.http2 import Code, Fields, Inbound, Kind, MessageBuffer, ProtocolError
 from kv_transfer.parts import Parts
-from kv_transfer.push_server import PUSH_METHOD, keep_alive
+from kv_transfer.push_server import PUSH_METHOD
 
 IDLE_S = 30.0
 _RECEIPT_BYTES_MAX = 1 << 16
@@ -64,7 +72,7 @@ class PushClient:
                 self._link.close()
                 self._link = None
             if self._link is None:
-                self._link = _Link(await _connect(self._address), self._address)
+                self._link = _Link(await connect(self._address), self._address)
             return self._link
 
     async def in_time(self, step: Awaitable[T]) -> T:
@@ -77,6 +85,11 @@ class PushClient:
             if self._link is not None:
                 self._link.break_off(error)
             raise error from None
+
+    def distrust(self, error: EastWestError) -> None:
+        """The receiver made no sense of a call: what came before on the connection is damaged."""
+        if self._link is not None:
+            self._link.break_off(Unavailable(f"{self._address} refused a call: {error.message}"))
 
     async def close(self) -> None:
         """End every call, and allow no more. Idempotent."""
@@ -106,6 +119,8 @@ class PushStream:
     ) -> None:
         if self._call is not None:
             self._call.cancel()
+        if isinstance(error, (Incompatible, InternalError, InvalidArgument)):
+            self._client.distrust(error)
 
     async def write(self, message: Message) -> None:
         """Returns when the system has taken it; other tasks get a turn before.
@@ -358,26 +373,6 @@ class _Link:
             if sent is not None and not sent.done():
                 sent.set_result(None)  # what became of the frame, the call says
         self._more.set()
-
-
-async def _connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        family, kind, protocol, _, target = found[0]
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setblocking(False)
-            keep_alive(connection)
-            await loop.sock_connect(connection, target)
-        except BaseException:
-            connection.close()
-            raise
-    except (OSError, ValueError) as error:
-        message = f"{address} cannot be reached: {error}"
-        raise Unavailable(message, phase=Phase.TRANSFER) from error
-    return connection
 
 
 def _error(fields: Fields) -> EastWestError | None:

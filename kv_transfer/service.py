@@ -94,6 +94,7 @@ class KvTransferService:
             finished=request.finished,
         )
         return wire.CommitReceipt(
+            transfer_id=request.transfer_id,
             committed=not missing,
             missing=[
                 wire.FrameSlice(

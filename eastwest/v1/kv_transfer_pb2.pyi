@@ -68,14 +68,16 @@ class CommitRequest(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., first_token: _Optional[_Union[_worker_pb2.SampledToken, _Mapping]] = ..., finished: _Optional[bool] = ..., check: _Optional[int] = ...) -> None: ...
 
 class CommitReceipt(_message.Message):
-    __slots__ = ("committed", "missing", "check")
+    __slots__ = ("committed", "missing", "transfer_id", "check")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     committed: bool
     missing: _containers.RepeatedCompositeFieldContainer[FrameSlice]
+    transfer_id: str
     check: int
-    def __init__(self, committed: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[FrameSlice, _Mapping]]] = ..., check: _Optional[int] = ...) -> None: ...
+    def __init__(self, committed: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[FrameSlice, _Mapping]]] = ..., transfer_id: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class FrameSlice(_message.Message):
     __slots__ = ("layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count", "rank")
