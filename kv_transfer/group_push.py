@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 
 from eastwest.clock import Clock, seconds
-from eastwest.errors import DeadlineExceeded, EastWestError, Phase, TransferFailed
+from eastwest.errors import DeadlineExceeded, EastWestError, Phase, TransferFailed, Unavailable
 from eastwest.layout import ParallelLayout
 from eastwest.messages import Ticket
 from eastwest.rpc import CONTROL_MESSAGE_BYTES
@@ -27,6 +27,8 @@ from kv_transfer.ranks import Missing, PushStats, SendingRank
 
 # A commit is tried so often before the transfer fails; between two tries, what is missing is sent.
 ATTEMPTS_MAX = 4
+# Grows with each try: a connection that broke is dialled again within a second.
+_PAUSE_S = 0.2
 _ABORT_TIMEOUT_S = 2.0
 
 
@@ -157,6 +159,7 @@ class GroupPush:
             if receipt.committed:
                 return stats
             if attempt < ATTEMPTS_MAX - 1:
+                await asyncio.sleep(attempt * _PAUSE_S)
                 missing = [_missing(hole) for hole in receipt.missing]
                 stats = await _all(
                     rank.resend(self._ticket.transfer_id, missing) for rank in self._ranks
@@ -169,12 +172,18 @@ class GroupPush:
 
     async def _receipt(self, request: wire.CommitRequest) -> wire.CommitReceipt:
         """What the receiver makes of a commit. An answer that does not come is asked for again,
-        which changes nothing."""
-        for _ in range(ATTEMPTS_MAX):
+        which changes nothing; so is a receiver that cannot be reached for a moment."""
+        for attempt in range(ATTEMPTS_MAX):
             timeout_s = min(self._remaining_s(), self._idle_s)
             async with self._connections.lend(self._ticket.address) as peer:
-                with suppress(DeadlineExceeded):
+                try:
                     return await peer.commit(request, timeout_s)
+                except DeadlineExceeded:
+                    continue
+                except Unavailable:
+                    if attempt == ATTEMPTS_MAX - 1:
+                        raise
+            await asyncio.sleep((attempt + 1) * _PAUSE_S)
         raise TransferFailed(
             f"{self._ticket.address} did not answer {ATTEMPTS_MAX} commits of transfer "
             f"{self._ticket.transfer_id!r}",

@@ -6,6 +6,7 @@ client ──▶ FaultyProxy.address ──▶ target, which may change with eac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 _PIECE_BYTES = 1 << 16
@@ -64,6 +65,7 @@ class FaultyProxy:
         server, self._server = self._server, None
         if server is not None:
             server.close()
+        await asyncio.sleep(0)  # connections that have just come begin, to be ended here
         self.cut()
         self._passing.set()
         for task in self._tasks:
@@ -90,6 +92,9 @@ class FaultyProxy:
             for end in ends:
                 self._open.discard(end)
                 end.transport.abort()
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(_PIECE_BYTES):
