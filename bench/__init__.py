@@ -13,5 +13,6 @@ policies     placement policies on the same trace, simulated; what one placement
 prefix_index the router's index of a million blocks: memory, lookups, intake of events
 router       the router's speed beside Dynamo, vllm-router and smg, over workers that take no time
 sim          simulated serving: storms by seed, and an hour of a trace
+operate      what a client that has gone still costs, in engine steps and until its blocks are free
 planner      predictions against measured rows and published deployments; time of a plan
 """

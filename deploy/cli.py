@@ -76,13 +76,31 @@ def serve(
     """Start store, Ray, router and workers; serve until SIGINT or SIGTERM."""
     from deploy.serve import serve as serve_until_cancelled
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log(verbose)
     resolved = _config(config, settings)
     if not _run(serve_until_cancelled(resolved, ray_address, console)):
         console.print("everything is stopped")
+
+
+@app.command()
+def router(
+    join: Annotated[
+        str | None, typer.Option(help="host:port of a router whose workers are served, too.")
+    ] = None,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="A worker, as name=host:port. Repeatable.")
+    ] = None,
+    config: ConfigPath = None,
+    settings: Settings = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Start one more router over the workers of a deployment; serve until SIGINT or SIGTERM."""
+    from deploy.another_router import route, worker_addresses
+
+    _log(verbose)
+    work = route(_config(config, settings), join, worker_addresses(worker or []), console)
+    if not _run(work):
+        console.print("the router is stopped")
 
 
 @app.command()
@@ -256,6 +274,13 @@ def config_show(config: ConfigPath = None, settings: Settings = None) -> None:
     """Print the resolved configuration as YAML, each setting with what it means."""
     text = explained_yaml(_config(config, settings))
     console.print(text, end="", markup=False, soft_wrap=True)
+
+
+def _log(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
 
 
 async def _ask() -> str:

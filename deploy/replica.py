@@ -122,6 +122,7 @@ class Replica:
             ranks.layout,
             clock,
             blocks_per_group=self._holdings.pool.group_blocks,
+            idle_s=config.kv.lease_s,
         )
         self._prefill = PrefillWorker(
             model=ranks.model,

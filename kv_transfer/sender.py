@@ -85,6 +85,7 @@ class KvSender:
         self._connections = Connections(
             message_bytes=message_bytes(self._frame_bytes),
             slots=config.inflight_bytes // self._frame_bytes,
+            idle_s=config.lease_s,
         )
         # What was begun and not stopped.
         self._pushes: dict[str, Push | _Unbegun] = {}

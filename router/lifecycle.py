@@ -72,9 +72,10 @@ class Lifecycle:
     """A request from admission to its end. Methods append the actions to perform to `out`.
 
     attempts_left: placements that may still be lost. wake_ns: when `expire` must be called.
-    failed_on: workers that lost an attempt; others are preferred. attempt: the latest one, None
-    before the first. error: how it ended, where it did not end well. migrations: attempts lost or
-    moved after the first token, each followed by another one.
+    failed_on: workers that lost an attempt; suspects: their partners, where it was lost between
+    them; others are preferred. attempt: the latest one, None before the first. error: how it ended,
+    where it did not end well. migrations: attempts lost or moved after the first token, each
+    followed by another one.
     """
 
     request: Request
@@ -83,6 +84,7 @@ class Lifecycle:
     wake_ns: int
     state: State = State.QUEUED
     failed_on: list[Worker] = field(default_factory=list)
+    suspects: list[Worker] = field(default_factory=list)
     attempt: Attempt | None = None
     error: EastWestError | None = None
     migrations: int = 0
@@ -280,6 +282,9 @@ class Lifecycle:
         elif error.status.retriable or (attempt.resumed and isinstance(error, InvalidArgument)):
             # What others have taken is not the client's fault: this worker is too small for it.
             error = Unavailable(f"{worker} failed: {event.message}", phase=event.phase)
+        if event.phase is Phase.TRANSFER:
+            # Either end may be at fault, or what is between them.
+            self.suspects += [w for w in (attempt.prefill, attempt.decode) if w is not worker]
         self._lose(worker, error, out)
 
     def _overdone(self, worker: Worker, out: list[Action]) -> None:

@@ -384,9 +384,11 @@ class Scheduler:
 
     def _place(self, life: Lifecycle, now_ns: int) -> Placement | None:
         workers = self._fleet.open()
-        if life.failed_on:
-            others = [w for w in workers if w not in life.failed_on]
-            workers = others if can_serve(others) else workers
+        for shunned in ([*life.failed_on, *life.suspects], life.failed_on, life.suspects):
+            others = [w for w in workers if w not in shunned]
+            if shunned and can_serve(others):
+                workers = others
+                break
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
         known = self._kv.known(life.request, len(self._queue))
         placement = self._policy.place(life.request, willing, known)

@@ -1,10 +1,11 @@
 """Faults at random times against a SIMULATED cluster, and what must hold whatever happens.
 
 A run is a storm, then calm. In the storm requests come, are cancelled and run out of time, replicas
-are killed and come back, workers are drained and replaced, streams are cut, workers hang, and
-transfers are lost or slow. Watched throughout: every token exactly once and in order, one ending
-each, the scheduler's own books, nothing left to do on a worker that has drained. After the calm:
-every request has ended, no block is held or leaked, no transfer is open.
+and routers are killed and come back, workers are drained and replaced, streams are cut, workers
+hang, and transfers are lost or slow. Every other run has two routers over the same replicas.
+Watched throughout: every token exactly once and in order, one ending each, the scheduler's own
+books, nothing left to do on a worker that has drained. After the calm: every request has ended, no
+block is held or leaked, no transfer is open.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Storm:
         self.seed = seed
         self.drains_only = drains_only
         self.rng = random.Random(seed)
+        self.routers_rng = random.Random(f"{seed} routers")
         self.log = hashlib.blake2b(digest_size=16)
         self.loop = VirtualLoop()
         self.lines: list[str] = []
@@ -82,6 +84,7 @@ class Storm:
             rng.choice(_SHAPES), num_blocks=rng.choice((48, 200)), pool=pool, kv=_SPEC,
             link_bytes_per_s=rng.choice((1e5, 1e8)), message_s=rng.choice((1e-4, 2e-2)),
             config=_CONFIG.model_copy(update={"router": _ONE_ATTEMPT}) if gentle else _CONFIG,
+            routers=self.routers_rng.choice((1, 2)),
         )  # fmt: skip
         clock = VirtualClock(self.loop)
         cluster = Cluster(shape, _step_time, clock, rng, record=self._record)
@@ -90,7 +93,7 @@ class Storm:
         cluster.start()
         count = rng.randrange(5, 40)
         work = [self._client(cluster, f"r{i}") for i in range(count)]
-        await asyncio.gather(*work, self._strike(cluster))
+        await asyncio.gather(*work, self._strike(cluster), self._strike_routers(cluster))
         cluster.fabric.faults = LinkFaults()
         async with asyncio.timeout(CALM_S):
             await cluster.quiet()
@@ -101,7 +104,7 @@ class Storm:
         done = sum(1 for _ in cluster.finished())
         assert done == count or not gentle, "a drain has ended a request"
         return Result(
-            self.seed, count, done, count - done, cluster.router.events, self.loop.time(),
+            self.seed, count, done, count - done, cluster.events, self.loop.time(),
             self.log.hexdigest(), cluster.leaves,
         )  # fmt: skip
 
@@ -124,10 +127,12 @@ class Storm:
             deadline_ns=now + ns(timeout_s),
             priority=rng.choice((0, 0, 3)),
         )
-        if cluster.submit(request) is None and not self.drains_only and rng.random() < 0.15:
+        index = self.routers_rng.randrange(len(cluster.routers))
+        refused = cluster.submit(request, index)
+        if refused is None and not self.drains_only and rng.random() < 0.15:
             await asyncio.sleep(rng.expovariate(1.0))
             error = Cancelled("the client went away")
-            cluster.router.tell(lambda at: cluster.router.scheduler.cancel(name, error, at))
+            cluster.cancel(name, error)
 
     async def _strike(self, cluster: Cluster) -> None:
         """Faults, one after the other, until the storm is over."""
@@ -145,7 +150,9 @@ class Storm:
                     await asyncio.sleep(rng.uniform(0.1, 3.0))
                     cluster.spawn(worker_id, role)
                 case 1:
-                    cluster.router.stall(worker_id, rng.uniform(0.1, 8.0))
+                    for_s = rng.uniform(0.1, 8.0)
+                    for router in cluster.routers:
+                        router.stall(worker_id, for_s)
                 case 2:
                     replica = cluster.replicas[worker_id]
                     cluster.router.disconnect(worker_id, "the stream was cut")
@@ -157,6 +164,28 @@ class Storm:
                     if rng.random() < 0.3:
                         await asyncio.sleep(rng.uniform(0.0, 1.0))
                         cluster.undrain(worker_id)
+
+    async def _strike_routers(self, cluster: Cluster) -> None:
+        """Of two routers, one is killed and comes back, stands still, or loses a stream."""
+        rng = self.routers_rng
+        if len(cluster.routers) == 1 or self.drains_only:
+            return
+        while seconds(cluster.clock.now_ns()) < STORM_S:
+            await asyncio.sleep(rng.expovariate(1 / 3.0))
+            index = rng.randrange(len(cluster.routers))
+            match rng.randrange(3):
+                case 0:
+                    cluster.kill_router(index)
+                    await asyncio.sleep(rng.uniform(0.1, 3.0))
+                    cluster.revive_router(index)
+                case 1:
+                    cluster.routers[index].freeze(rng.uniform(0.1, 8.0))
+                case 2:
+                    worker_id = rng.choice(sorted(cluster.replicas) or [""])
+                    cluster.routers[index].disconnect(worker_id, "the stream was cut")
+                    await asyncio.sleep(rng.uniform(0.0, 1.0))
+                    if (replica := cluster.replicas.get(worker_id)) is not None:
+                        cluster.routers[index].connect(replica)
 
     def _record(self, line: str) -> None:
         self.log.update(line.encode() + b"\n")

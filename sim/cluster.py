@@ -37,7 +37,7 @@ RESTART_S = 3.0
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream.
-    costs: what the router goes by."""
+    costs: what each router goes by. routers: over the same replicas."""
 
     replicas: tuple[tuple[Role, int], ...]
     num_blocks: int
@@ -48,14 +48,16 @@ class Shape:
     message_s: float = 2e-4
     config: Config = field(default_factory=Config)
     costs: ServingCosts | None = None
+    routers: int = 1
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one client saw. mark: what its tokens are known by. Times are virtual nanoseconds.
-    outcome: without its tokens, which have been checked and are not kept."""
+    """What one client saw, and of which router. mark: what its tokens are known by. Times are
+    virtual nanoseconds. outcome: without its tokens, which have been checked and are not kept."""
 
     request: Request
+    router: SimulatedRouter
     mark: int
     tokens: int = 0
     first_ns: int = 0
@@ -98,15 +100,8 @@ class Cluster:
             name="simulated", fingerprint="s" * 32, architecture="simulated", dtype="bfloat16",
             context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
         )  # fmt: skip
-        self.router = SimulatedRouter(
-            "router",
-            shape.config.router,
-            clock,
-            self._act,
-            self._delay,
-            policy,
-            shape.costs,
-        )
+        self._policy = policy
+        self.routers = [self._new_router(f"router-{i}") for i in range(shape.routers)]
         self.replicas: dict[str, SimulatedReplica] = {}
         self.leaves = 0
         self._followers: dict[str, asyncio.Task[None]] = {}
@@ -116,8 +111,19 @@ class Cluster:
         self._ended = asyncio.Event()
         self._running = 0
         self._epochs = 0
+        self._incarnations = 0
         self._time = running_loop()
         self._next_report: Call | None = None
+
+    @property
+    def router(self) -> SimulatedRouter:
+        """The first one."""
+        return self.routers[0]
+
+    @property
+    def events(self) -> int:
+        """What all routers that live have been told by workers."""
+        return sum(router.events for router in self.routers)
 
     def start(self) -> None:
         """Bring all replicas up."""
@@ -146,7 +152,8 @@ class Cluster:
         replica.start()
         following = asyncio.get_running_loop().create_task(self._follow(replica))
         self._followers[worker_id] = following
-        self.router.connect(replica)
+        for router in self.routers:
+            router.connect(replica)
         self._log(f"{worker_id} is up, epoch {self._epochs}")
 
     async def kill(self, worker_id: str) -> None:
@@ -155,7 +162,8 @@ class Cluster:
         self._followers.pop(worker_id).cancel()
         self._log(f"{worker_id} is killed")
         replica.alive = False
-        self.router.disconnect(worker_id, "it was killed")
+        for router in self.routers:
+            router.disconnect(worker_id, "it was killed")
         await replica.kill()
         self.former.append(replica)
 
@@ -183,19 +191,40 @@ class Cluster:
         del self.replicas[worker_id]
         self.leaves += 1
         replica.alive = False
-        self.router.disconnect(worker_id, "it has left")
+        for router in self.routers:
+            router.disconnect(worker_id, "it has left")
         await replica.kill()
         self.former.append(replica)
         await asyncio.sleep(self.rng.uniform(0.1, RESTART_S))
         self.spawn(worker_id, replica.info.role)
 
-    def submit(self, request: Request) -> EastWestError | None:
-        """A client asks. What it is refused with, if it is."""
-        self.seen[request.request_id] = seen = Seen(request, mark_of(request.prompt))
+    def kill_router(self, index: int) -> None:
+        """A router's process is gone: its clients see that their connections break."""
+        router = self.routers[index]
+        router.kill()
+        self._log(f"{router.router_id} is killed")
+        for request_id, seen in self.seen.items():
+            if seen.router is router and seen.ended_ns is None:
+                self._end(End(request_id, Unavailable("the router is gone")), self._time.now_ns)
+
+    def revive_router(self, index: int) -> None:
+        """A new incarnation takes its place, and connects to all replicas."""
+        self._incarnations += 1
+        router = self.routers[index] = self._new_router(f"router-{index}.{self._incarnations}")
+        for replica in self.replicas.values():
+            router.connect(replica)
+        self._log(f"{router.router_id} is up")
+
+    def submit(self, request: Request, index: int = 0) -> EastWestError | None:
+        """A client asks a router. What it is refused with, if it is."""
+        router, mark = self.routers[index], mark_of(request.prompt)
+        self.seen[request.request_id] = seen = Seen(request, router, mark)
         self.exactly_once.accepted(request.request_id)
         self._running += 1
         try:
-            self.router.submit(request)
+            if not router.alive:
+                raise Unavailable("nobody listens there")
+            router.submit(request)
         except EastWestError as error:
             self._running -= 1
             seen.outcome, seen.ended_ns = error, self.clock.now_ns()
@@ -203,6 +232,11 @@ class Cluster:
             self._log(f"{request.request_id} is refused: {error.code.value}")
             return error
         return None
+
+    def cancel(self, request_id: str, error: EastWestError) -> None:
+        """A client goes away."""
+        router = self.seen[request_id].router
+        router.tell(lambda now: router.scheduler.cancel(request_id, error, now))
 
     async def quiet(self) -> None:
         """Until no client waits."""
@@ -225,7 +259,8 @@ class Cluster:
     def check_quiet(self) -> None:
         """Assert that, with no request left, nothing is held and nothing has leaked."""
         self.exactly_once.check_all_ended()
-        self.router.scheduler.check_integrity()
+        for router in self.routers:
+            router.scheduler.check_integrity()
         for replica in self.replicas.values():
             audit = replica.audit()
             assert not audit.leaked_blocks, f"{replica.info.worker_id} leaks: {audit}"
@@ -237,7 +272,20 @@ class Cluster:
         return (seen for seen in self.seen.values() if isinstance(seen.outcome, Outcome))
 
     def _hear(self, replica: SimulatedReplica, router_id: str, event: Event) -> None:
-        self.router.hear(replica, event)
+        for router in self.routers:
+            if router.router_id == router_id:
+                router.hear(replica, event)
+
+    def _new_router(self, router_id: str) -> SimulatedRouter:
+        return SimulatedRouter(
+            router_id,
+            self.shape.config.router,
+            self.clock,
+            self._act,
+            self._delay,
+            self._policy,
+            self.shape.costs,
+        )
 
     def _act(self, action: Action) -> None:
         now = self._time.now_ns
@@ -275,8 +323,9 @@ class Cluster:
 
     def _report(self) -> None:
         for replica in self.replicas.values():
-            self.router.hear(replica, replica.load())
-        # Behind the timers of that moment, so that the router's pulse comes first.
+            for router in self.routers:
+                router.hear(replica, replica.load())
+        # Behind the timers of that moment, so that the routers' pulse comes first.
         self._next_report = self._time.call_later(LOAD_S, self._time.call_soon, self._report)
 
     def _log(self, what: str) -> None:

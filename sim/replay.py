@@ -157,7 +157,7 @@ def _result(cluster: Cluster, span_s: float) -> Replayed:
         ttft_s=tuple(seen.ttft_s for seen in done),
         tpot_s=tuple(seen.tpot_s for seen in done),
         cached_share=1 - computed / prompt if prompt else 0.0,
-        events=cluster.router.events,
+        events=cluster.events,
         busy={role: statistics.fmean(shares) for role, shares in busy.items()},
     )
 

@@ -33,7 +33,10 @@ class Stream:
 
 
 class SimulatedRouter:
-    """One router. `act` performs what is for clients: deliveries and endings."""
+    """One incarnation of a router. `act` performs what is for clients: deliveries and endings.
+
+    alive: until `kill`; a dead one hears nothing and says nothing.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,8 @@ class SimulatedRouter:
         self.router_id = router_id
         self.scheduler = Scheduler(config, policy, costs)
         self.events = 0
+        self.alive = True
+        self._asleep_until_s = 0.0
         self._clock = clock
         self._act = act
         self._delay = delay
@@ -57,10 +62,14 @@ class SimulatedRouter:
         self._timer: Call | None = None
 
     def connect(self, replica: SimulatedReplica) -> None:
-        """The replica is there, in this incarnation."""
+        """The replica is there, in this incarnation. A stream that it still has is broken."""
+        if not self.alive:
+            return
         worker_id = replica.info.worker_id
         if (former := self._streams.get(worker_id)) is not None:
             former.open = False
+            if former.replica.alive:
+                former.replica.router_gone(self.router_id)
         self._streams[worker_id] = Stream(replica)
         info = replace(replica.info, draining_s=replica.leaving.left_s)
         self.tell(lambda now: self.scheduler.worker_up(info, now))
@@ -81,6 +90,23 @@ class SimulatedRouter:
         """The worker hangs: what it says, and what it is told, stands still for so long."""
         if (stream := self._streams.get(worker_id)) is not None:
             stream.stalled_until_s = self._loop.now_s + seconds
+
+    def kill(self) -> None:
+        """The process is gone: its streams break, which the workers see."""
+        self.alive = False
+        for stream in self._streams.values():
+            stream.open = False
+            if stream.replica.alive:
+                stream.replica.router_gone(self.router_id)
+        self._streams.clear()
+        self._set_timer(None)
+
+    def freeze(self, seconds: float) -> None:
+        """The process stands still for so long, with all its streams open."""
+        self._asleep_until_s = self._loop.now_s + seconds
+        for worker_id in self._streams:
+            self.stall(worker_id, seconds)
+        self._set_timer(self._wake_ns)
 
     def hear(self, replica: SimulatedReplica, event: Event) -> None:
         """A replica has put an event on its stream."""
@@ -110,7 +136,8 @@ class SimulatedRouter:
 
     def tell(self, decide: Callable[[int], list[Action]]) -> None:
         """One input; its actions are performed at once and in order."""
-        self._perform(decide(self._loop.now_ns))
+        if self.alive:
+            self._perform(decide(self._loop.now_ns))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -137,7 +164,10 @@ class SimulatedRouter:
         if self._timer is not None:
             self._timer.cancel()
         self._wake_ns = wake_ns
-        self._timer = None if wake_ns is None else self._loop.call_at(wake_ns / ns(1), self._wake)
+        self._timer = None
+        if wake_ns is not None:
+            when = max(wake_ns / ns(1), self._asleep_until_s)
+            self._timer = self._loop.call_at(when, self._wake)
 
     def _wake(self) -> None:
         self._timer = self._wake_ns = None

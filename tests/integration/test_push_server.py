@@ -262,6 +262,34 @@ async def test_an_address_that_nobody_listens_at_is_unavailable(address: str) ->
         await push(address, MESSAGES[0])
 
 
+async def test_a_connection_on_which_nothing_comes_back_is_given_up() -> None:
+    """As one is that a flipped bit in the length of a frame has put out of step."""
+    connections: list[asyncio.Task[None]] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http2.opening(streams=9))
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+        await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.create_task(swallow(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    client = PushClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", idle_s=0.2)
+    for tries in (1, 2):
+        async with client.push(WAIT_S) as stream:
+            await stream.write([MESSAGES[0]])
+            with pytest.raises(Unavailable, match="silent"):
+                await stream.finish()
+        assert len(connections) == tries
+    await client.close()
+    await asyncio.gather(*connections)
+    server.close()
+    await server.wait_closed()
+
+
 async def test_noise_costs_its_connection_only() -> None:
     rng = random.Random(1)
     async with a_server() as (_, receiver, address):
