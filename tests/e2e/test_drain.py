@@ -85,8 +85,8 @@ async def test_two_of_two_pairs_leave_under_load(tiny_model_dir: Path) -> None:
             assert sum(await asyncio.gather(*asking)) > 0
             assert {w.worker_id for w in (await client.loads()).workers} == {"p0", "d1"}
             assert (await client.loads()).failed == 0
-            there = [w.address for w in (await client.server_info()).workers if w.up]
-            await assert_clean(there, WAIT_S)
+            there = {w.worker_id: w.address for w in (await client.server_info()).workers}
+            await assert_clean([there["p0"], there["d1"]], WAIT_S)
             code, _, errors = await eastwest("drain", "d0", "--address", address)
             assert (code, errors.count("\n")) == (1, 1)
             assert "decode worker d0 is down; allowed: workers that are up" in errors

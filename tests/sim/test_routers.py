@@ -17,7 +17,7 @@ from sim.virtual_loop import VirtualClock, VirtualLoop
 LEASE_S = 5.0
 SHAPE = Shape(
     ((Role.PREFILL, 1), (Role.DECODE, 2)),
-    num_blocks=400,
+    num_blocks=800,
     pool=PoolConfig(step_tokens=64, running_max=32),
     kv=KVSpec(num_layers=2, num_kv_heads=2, key_dim=8, value_dim=8, dtype="bfloat16"),
     config=Config(
