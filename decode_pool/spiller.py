@@ -65,6 +65,12 @@ class Spiller:
         async with self._one:
             return len(self._residency)
 
+    def spillable_blocks(self) -> int:
+        """Blocks that only idle sessions hold: there is room where they are once they spill."""
+        idle = [r for r in self._residency if r.state is RestState.INACTIVE]
+        refcounts = self._holdings.pool.refcounts() if idle else {}
+        return sum(refcounts[block] == 1 for resting in idle for block in resting.blocks)
+
     async def run(self) -> None:
         """Spill what falls due; ends by being cancelled."""
         if self._store is None:

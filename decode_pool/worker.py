@@ -191,12 +191,6 @@ class DecodeWorker:
         """Requests that do not decode yet."""
         return len(self._works) - self._scheduler.running
 
-    def spillable_blocks(self) -> int:
-        """Blocks that only idle sessions hold: there is room where they are once they spill."""
-        idle = [r for r in self.residency if r.state is RestState.INACTIVE]
-        refcounts = self._holdings.pool.refcounts() if idle else {}
-        return sum(refcounts[block] == 1 for resting in idle for block in resting.blocks)
-
     async def close(self) -> None:
         """End all requests and release everything."""
         for work in list(self._works.values()):

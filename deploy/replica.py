@@ -262,7 +262,7 @@ class Replica:
         spiller = self._decode.spiller
         return Load(
             free_blocks=pool.free_blocks,
-            cached_blocks=pool.cached_blocks + self._decode.spillable_blocks(),
+            cached_blocks=pool.cached_blocks + self._decode.spiller.spillable_blocks(),
             num_blocks=pool.num_blocks,
             running=self._decode.running,
             waiting=self._decode.waiting + self._prefill.waiting,

@@ -25,7 +25,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 
-from eastwest.clock import seconds
 from eastwest.errors import (
     DeadlineExceeded,
     EastWestError,
@@ -38,14 +37,13 @@ from eastwest.errors import (
 from eastwest.messages import (
     Failed,
     FirstStep,
-    Prefill,
     Prefilled,
-    Reserve,
     Reserved,
     SequenceOutput,
 )
 from eastwest.types import FinishReason, SampledToken, Usage
 from router.attempt import Attempt
+from router.commands import prefill_command, reserve_command
 from router.fleet import Share, Worker
 from router.placement import Placement
 from router.requests import Action, Deliver, End, Marks, Outcome, Request
@@ -136,17 +134,7 @@ class Lifecycle:
         self.attempt.ask()
         if not output:
             self.marks.dispatched_ns = now_ns
-        command = Reserve(
-            request_id=work_id,
-            salt=request.salt,
-            session_id=request.session_id,
-            prompt=request.prompt,
-            sampling=request.sampling,
-            max_tokens=request.max_tokens,
-            source=placement.prefill.info.source(),
-            timeout_s=seconds(request.deadline_ns - now_ns),
-            output=output,
-        )
+        command = reserve_command(request, placement, work_id, output, now_ns)
         out.append(placement.decode.send(command))
 
     def reserved(self, worker: Worker, event: Reserved, now_ns: int, out: list[Action]) -> None:
@@ -161,16 +149,8 @@ class Lifecycle:
         attempt.grant(event)
         if not attempt.resumed:
             self.marks.reserved_ns = now_ns
-        command = Prefill(
-            request_id=attempt.work_id,
-            salt=request.salt,
-            prompt=request.prompt,
-            sampling=request.sampling,
-            max_tokens=request.max_tokens,
-            ticket=event.ticket,
-            timeout_s=seconds(request.deadline_ns - now_ns),
-            output=self._output(),
-        )
+        output = self._output()
+        command = prefill_command(request, event.ticket, attempt.work_id, output, now_ns)
         out.append(attempt.prefill.send(command))
 
     def prefilled(self, worker: Worker, event: Prefilled, now_ns: int, out: list[Action]) -> None:

@@ -97,6 +97,17 @@ def can_serve(workers: Sequence[Worker]) -> bool:
     return any(w.decodes and (w.info.role is Role.AGGREGATED or w.kind in prefill) for w in workers)
 
 
+def spared(
+    workers: Sequence[Worker], failed_on: Sequence[Worker], suspects: Sequence[Worker]
+) -> Sequence[Worker]:
+    """Those of `workers` that neither failed nor are suspected of it; or as many as can serve."""
+    for shunned in ([*failed_on, *suspects], failed_on, suspects):
+        others = [w for w in workers if w not in shunned]
+        if shunned and can_serve(others):
+            return others
+    return workers
+
+
 def has_room(worker: Worker, blocks: int) -> bool:
     """Whether asking this decode worker for `blocks` is worth it.
 

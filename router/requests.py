@@ -142,3 +142,10 @@ class Counters:
     completed: int = 0
     migrations: int = 0
     failed: dict[str, int] = field(default_factory=dict)
+
+    def ended(self, error: EastWestError | None) -> None:
+        """One more request; with an error, unless it ended well."""
+        if error is None:
+            self.completed += 1
+        else:
+            self.failed[error.code.value] = self.failed.get(error.code.value, 0) + 1

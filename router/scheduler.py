@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from eastwest.clock import ns
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, ErrorCode, InvalidArgument, Phase, Unavailable
 from eastwest.messages import (
     Drained,
     Event,
     Failed,
-    Heartbeat,
     KvEvents,
     Load,
     Prefilled,
@@ -33,8 +31,9 @@ from router.fleet import Fleet, Worker
 from router.kv_view import KvView
 from router.lifecycle import Lifecycle, State
 from router.pace import NominalCosts, Pace
-from router.placement import Placement, PlacementPolicy, can_serve
+from router.placement import Placement, PlacementPolicy, spared
 from router.policies import policy_of
+from router.pulse import Pulse
 from router.requests import Action, Counters, Marks, Request
 from router.settling import Settling
 from router.timers import Timers
@@ -57,9 +56,8 @@ class Scheduler:
         self._config = config
         self._pace = Pace(costs or NominalCosts())
         self._policy = policy or policy_of(config, self._pace)
-        self._heartbeat_ns = ns(config.heartbeat_s)
-        self._silence_ns = ns(config.worker_timeout_s)
         self._fleet = Fleet()
+        self._pulse = Pulse(self._fleet, config.heartbeat_s, config.worker_timeout_s)
         self._kv = KvView(config.index_blocks_max)
         self._queue = FairQueue()
         self._admission = Admission(config.queue_max, self._queue)
@@ -69,7 +67,6 @@ class Scheduler:
         self._works: dict[str, Lifecycle] = {}
         self.drains = Drains(self._lives, self._follow)
         self._attempts = 0
-        self._pulse_ns: int | None = None
         self._counters = Counters()
         self._stale_events = 0
 
@@ -128,7 +125,7 @@ class Scheduler:
             self._lose(former, "it has connected anew", now_ns, out)
         worker = self._fleet.connect(info, now_ns)
         self._kv.connect(worker)
-        self._begin_pulse(now_ns)
+        self._pulse.begin(now_ns)
         self.drains.hear(worker, info.draining_s, now_ns, out)
         self._dispatch(now_ns, out)
         return out
@@ -152,7 +149,7 @@ class Scheduler:
         room = worker.silent
         if worker.silent:
             worker.wake(out)
-            self._begin_pulse(now_ns)
+            self._pulse.begin(now_ns)
         if isinstance(event, Stepped):
             room |= self._stepped(worker, event, now_ns, out)
         elif isinstance(event, KvEvents):
@@ -197,36 +194,22 @@ class Scheduler:
             life = self._lives[request_id]
             life.expire(now_ns, out)
             self._follow(life, now_ns)
-        if self._pulse_ns is not None and now_ns >= self._pulse_ns:
-            self._pulse(now_ns, now_ns - self._pulse_ns, out)
+        if self._pulse.due(now_ns):
+            for worker in self._pulse.beat(now_ns, out):
+                silence = f"silent for {self._config.worker_timeout_s:g} s"
+                self._lose(worker, silence, now_ns, out, silent=True)
+            self.drains.tick(now_ns, out)
+            self._kv.tidy()
+            self._pulse.follow(now_ns)
         self._dispatch(now_ns, out)
         return out
 
     def next_wakeup_ns(self) -> int | None:
         """When `tick` must be called, unless an input changes it; None: never."""
-        timer = self._timers.next_ns()
-        if timer is None or self._pulse_ns is None:
-            return timer if self._pulse_ns is None else self._pulse_ns
-        return min(timer, self._pulse_ns)
-
-    def _begin_pulse(self, now_ns: int) -> None:
-        if self._pulse_ns is None:
-            self._pulse_ns = now_ns + self._heartbeat_ns
-
-    def _pulse(self, now_ns: int, late_ns: int, out: list[Action]) -> None:
-        for worker in self._fleet.up():
-            # A pulse that is late by more than its period says that this process has slept, and
-            # that events may lie unread: that time is not the worker's silence.
-            if late_ns > self._heartbeat_ns:
-                worker.heard_ns += late_ns
-            if now_ns - worker.heard_ns >= self._silence_ns:
-                silence = f"silent for {self._config.worker_timeout_s:g} s"
-                self._lose(worker, silence, now_ns, out, silent=True)
-            else:
-                out.append(worker.send(Heartbeat()))
-        self.drains.tick(now_ns, out)
-        self._kv.tidy()
-        self._pulse_ns = now_ns + self._heartbeat_ns if self._fleet.up() else None
+        timer, pulse = self._timers.next_ns(), self._pulse.next_ns
+        if timer is None or pulse is None:
+            return timer if pulse is None else pulse
+        return min(timer, pulse)
 
     # Views.
 
@@ -286,7 +269,7 @@ class Scheduler:
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
-                worker.refused_until_ns = now_ns + self._heartbeat_ns
+                worker.refused_until_ns = now_ns + self._pulse.period_ns
             elif event.code is ErrorCode.DRAINING and life.state is not state:
                 self.drains.given_back(worker)
         return self._follow(life, now_ns) or isinstance(event, Reserved | Prefilled)
@@ -312,7 +295,7 @@ class Scheduler:
         self._settling.bereave(worker, out)
         # Latest first: each goes to the head of the queue, where the earliest belongs.
         for life in reversed(list(self._lives.values())):
-            life.bereave(worker, reason, self._heartbeat_ns, now_ns, out)
+            life.bereave(worker, reason, self._pulse.period_ns, now_ns, out)
             self._follow(life, now_ns)
 
     def _follow(self, life: Lifecycle, now_ns: int) -> bool:
@@ -342,12 +325,9 @@ class Scheduler:
         if life.settling:
             self._settling.add(life)
         self._counters.migrations += life.migrations
+        self._counters.ended(life.error)
         if life.error is None:
-            self._counters.completed += 1
             self._pace.ended(life.output_tokens)
-        else:
-            failed = self._counters.failed
-            failed[life.error.code.value] = failed.get(life.error.code.value, 0) + 1
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
         """Place requests, from the head of the queue, as long as there is room."""
@@ -383,12 +363,7 @@ class Scheduler:
         return False
 
     def _place(self, life: Lifecycle, now_ns: int) -> Placement | None:
-        workers = self._fleet.open()
-        for shunned in ([*life.failed_on, *life.suspects], life.failed_on, life.suspects):
-            others = [w for w in workers if w not in shunned]
-            if shunned and can_serve(others):
-                workers = others
-                break
+        workers = spared(self._fleet.open(), life.failed_on, life.suspects)
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
         known = self._kv.known(life.request, len(self._queue))
         placement = self._policy.place(life.request, willing, known)
@@ -413,7 +388,7 @@ class Scheduler:
         assert len(self._timers) == len(self._lives)
         assert all(request_id in self._timers for request_id in self._lives)
         assert len(self._settling) <= self._config.active_max
-        assert self._pulse_ns is not None or not self._fleet.up()
+        assert self._pulse.next_ns is not None or not self._fleet.up()
         self.drains.check_integrity()
         self._kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
         for worker in self._fleet:

@@ -197,7 +197,7 @@ class SimulatedReplica:
         pool = self.holdings.pool
         return Load(
             free_blocks=pool.free_blocks,
-            cached_blocks=pool.cached_blocks + self.decode.spillable_blocks(),
+            cached_blocks=pool.cached_blocks + self.decode.spiller.spillable_blocks(),
             num_blocks=pool.num_blocks,
             running=self.decode.running,
             waiting=self.decode.waiting + self.prefill.waiting,
