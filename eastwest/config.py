@@ -205,6 +205,11 @@ class RouterConfig(Section):
     )
     queue_max: int = Field(1024, ge=1, description="requests waiting in the router, at most")
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
+    refuse_beyond: Literal["deadline", "slo"] = Field(
+        "deadline",
+        description="a request whose turn is expected to come later is refused at once: later than "
+        "its deadline, or than slo.ttft_s",
+    )
     attempts_max: int = Field(
         3, ge=1, description="pairs of workers tried for one request, at most, moves included"
     )

@@ -2,8 +2,9 @@
 
 New requests are refused when `queue_max` wait, unless the tenant that asks has less than its share
 of them: then the last one in line of the tenant with the most waiting makes way. A request whose
-turn cannot come before its deadline, at the present pace, is refused at once. Those that came back
-were admitted before, so the queue holds `queue_max + active_max` at most.
+turn cannot come before its deadline, at the present pace, is refused at once; or, where that is
+wanted (`by_slo`), before the time that its first token should take. Those that came back were
+admitted before, so the queue holds `queue_max + active_max` at most.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ _DOUBT = 2.0
 class Admission:
     """The gate of one queue."""
 
-    def __init__(self, queue_max: int, queue: FairQueue) -> None:
+    def __init__(self, queue_max: int, queue: FairQueue, *, by_slo: bool = False) -> None:
         self._queue_max = queue_max
+        self._by_slo = by_slo
         self._queue = queue
         self._pace = _Pace()
 
     def admit(self, request: Request, now_ns: int) -> Lifecycle | None:
         """Let one more wait, or raise `Overloaded` with a hint. Returns whoever must make way."""
         wait_s = self._wait_s(request)
-        left_s = seconds(request.deadline_ns - now_ns)
+        left_s, end = seconds(request.deadline_ns - now_ns), "its deadline"
+        if self._by_slo and request.slo.ttft_s < left_s:
+            left_s, end = request.slo.ttft_s, "the time its first token should take"
         if wait_s > _DOUBT * left_s:
             raise Overloaded(
-                f"its turn is expected in {wait_s:.1f} s; allowed: at most the {left_s:.1f} s to "
-                f"its deadline",
+                f"its turn is expected in {wait_s:.1f} s; allowed: at most {left_s:.1f} s, {end}",
                 phase=Phase.ADMISSION,
                 retry_after_s=self.retry_after_s(),
             )

@@ -60,7 +60,8 @@ class Scheduler:
         self._pulse = Pulse(self._fleet, config.heartbeat_s, config.worker_timeout_s)
         self._kv = KvView(config.index_blocks_max)
         self._queue = FairQueue()
-        self._admission = Admission(config.queue_max, self._queue)
+        by_slo = config.refuse_beyond == "slo"
+        self._admission = Admission(config.queue_max, self._queue, by_slo=by_slo)
         self._timers = Timers()
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}

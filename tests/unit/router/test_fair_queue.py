@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Overloaded, Phase
 from eastwest.messages import Prefilled, Reserved
 from eastwest.testing.builders import a_ticket, a_worker, some_tokens
-from eastwest.types import FinishReason, Role
+from eastwest.types import FinishReason, Role, Slo
 from router.fair_queue import AGEING_S, PASSES_MAX, FairQueue
 from router.lifecycle import Lifecycle
 from router.requests import Action, End, Marks, Request
@@ -132,7 +133,7 @@ def run_to_end(scheduler: Scheduler, out: list[Action], served: list[str], now: 
         scheduler.check_integrity()
 
 
-def a_scheduler(**config: float) -> Scheduler:
+def a_scheduler(**config: Any) -> Scheduler:
     scheduler = Scheduler(RouterConfig.model_validate({"conditional": False, **config}))
     scheduler.worker_up(a_worker("p0", Role.PREFILL), 0)
     scheduler.worker_up(a_worker("d0"), 0)
@@ -172,17 +173,23 @@ def test_a_full_queue_makes_way_for_a_tenant_with_less_than_its_share() -> None:
     assert [name[0] for name in served[1:9]] in (list("babababa"), list("abababab"))
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
-    scheduler = a_scheduler(active_max=1)
+def one_a_second(**config: Any) -> tuple[Scheduler, int]:
+    """Sixty requests, of which twenty were served in as many seconds; and the time."""
+    scheduler = a_scheduler(active_max=1, **config)
     for i in range(60):
         scheduler.submit(a_request(f"r{i}"), 0)
     ticket, now = a_ticket(a_worker("d0")), 0
-    for _ in range(20):  # one a second
+    for _ in range(20):
         now += ns(1.0)
         work = next(iter(scheduler._works))
         scheduler.event("d0", 1, Reserved(work, ticket, 0, 0), now)
         done = Prefilled(work, some_tokens(1)[0], FinishReason.LENGTH, 0, 0, 1, 0)
         scheduler.event("p0", 1, done, now)
+    return scheduler, now
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    scheduler, now = one_a_second()
     hurried = a_request("hurried", accepted_ns=now, timeout_s=5.0)
     with pytest.raises(Overloaded, match="its turn is expected in 39") as refused:
         scheduler.submit(hurried, now)
@@ -192,4 +199,15 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     scheduler.submit(a_request("patient", accepted_ns=now, timeout_s=100.0), now)
     # Another tenant's turn comes soon.
     scheduler.submit(of("b", a_request("other", accepted_ns=now, timeout_s=5.0)), now)
+    scheduler.check_integrity()
+
+
+def test_a_first_token_that_comes_too_late_is_refused_at_once_where_that_is_wanted() -> None:
+    slow = a_request("slow", accepted_ns=ns(20.0), timeout_s=100.0)
+    scheduler, now = one_a_second()
+    scheduler.submit(slow, now)
+    scheduler, now = one_a_second(refuse_beyond="slo")
+    with pytest.raises(Overloaded, match=r"at most 2\.0 s, the time its first token"):
+        scheduler.submit(slow, now)
+    scheduler.submit(replace(slow, slo=Slo(60.0, 0.1)), now)
     scheduler.check_integrity()
