@@ -73,8 +73,8 @@ class Lifecycle:
 
     attempts_left: placements that may still be lost. wake_ns: when `expire` must be called.
     failed_on: workers that lost an attempt; others are preferred. attempt: the latest one, None
-    before the first. error: how it ended, where it did not end well. migrations: attempts lost
-    after the first token, each followed by another one.
+    before the first. loss: what ended the latest one that was lost. error: how it ended, where it
+    did not end well. migrations: attempts lost after the first token, each followed by another one.
     """
 
     request: Request
@@ -84,6 +84,7 @@ class Lifecycle:
     state: State = State.QUEUED
     failed_on: list[Worker] = field(default_factory=list)
     attempt: Attempt | None = None
+    loss: EastWestError | None = None
     error: EastWestError | None = None
     migrations: int = 0
     _tokens: list[SampledToken] = field(default_factory=list)
@@ -259,11 +260,11 @@ class Lifecycle:
         if not self._needs(worker):
             return
         attempt.drop(worker)
+        error = error_from(event.code, event.message, phase=event.phase)
         if event.code is ErrorCode.OVERLOADED and not attempt.filled:
             # Refused, not lost: nothing was tried. The deadline bounds how often.
-            self._retry(out)
+            self._retry(error, out)
             return
-        error = error_from(event.code, event.message, phase=event.phase)
         if event.code is ErrorCode.DEADLINE_EXCEEDED:
             # The same deadline as ours, seen by another clock; where the request was, we know.
             error = self._too_late()
@@ -332,12 +333,13 @@ class Lifecycle:
         else:
             self._defective |= defect
             self.migrations += bool(self._tokens)
-            self._retry(out)
+            self._retry(error, out)
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the deadline passed in phase {self.phase}", phase=self.phase)
 
-    def _retry(self, out: list[Action]) -> None:
+    def _retry(self, loss: EastWestError, out: list[Action]) -> None:
+        self.loss = loss
         self._abort(out)
         self._release()
         self.wake_ns = self.request.deadline_ns

@@ -34,6 +34,7 @@ from eastwest.errors import (
 from eastwest.messages import ModelInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import inference_pb2 as inference
+from eastwest.wire import explanation_to_wire
 from router import edge, reports
 from router.conversations import Conversations, Turn
 from router.edge import Ask, Malformed
@@ -102,6 +103,7 @@ class InferenceService:
             "Generate": _streaming(self.generate, inference.GenerateRequest),
             "Chat": _streaming(self.chat, inference.ChatRequest),
             "Abort": _answering(self.abort, inference.AbortRequest),
+            "Explain": _answering(self.explain, inference.ExplainRequest),
             "GetModelInfo": _answering(self.model_info, inference.GetModelInfoRequest),
             "GetServerInfo": _answering(self.server_info, inference.GetServerInfoRequest),
             "GetLoads": _answering(self.loads, inference.GetLoadsRequest),
@@ -120,6 +122,10 @@ class InferenceService:
             call.aborted = True
             self._shell.cancel(call.work_id, _aborted())
         return inference.AbortResponse(found=call is not None)
+
+    def explain(self, request: inference.ExplainRequest) -> inference.ExplainResponse:
+        tenant, name = edge.read_explain(request)
+        return explanation_to_wire(self._shell.explain(edge.cache_salt(tenant), name))
 
     def model_info(self, _: inference.GetModelInfoRequest) -> inference.GetModelInfoResponse:
         return reports.model_report(self._shell.model(), self._has_chat_template)
@@ -230,6 +236,7 @@ class InferenceService:
             deadline_ns=deadline_ns,
             priority=ask.priority,
             slo=self._slo,
+            client_id=ask.request_id,
         )
 
     async def _serve(
