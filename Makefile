@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 
 help:
 	@echo "make demo    one question through prefill, transfer, decode, spill and resume"
-	@echo "make test    all tests"
+	@echo "make test    all tests but the long ones of make chaos"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   all benchmarks, with a table"
 	@echo "make chaos   thousands of simulated storms, then the tests that kill, cut and corrupt"
@@ -20,7 +20,7 @@ demo: $(VENV)/.all
 	@$(BIN)/eastwest demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not chaos'
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -9,7 +9,10 @@ kv_transfer  KV by each transport against a raw socket, a plain copy and peers
 kv_store     the offline store against a raw socket to the same server; resume against recompute
 resume       (part of kv_store) a stored session against recomputing it
 serving      disaggregated against aggregated, on the same cores
+policies     placement policies on the same trace, simulated; what one placement costs
 prefix_index the router's index of a million blocks: memory, lookups, intake of events
+router       the router's speed beside Dynamo, vllm-router and smg, over workers that take no time
 sim          simulated serving: storms by seed, and an hour of a trace
+operate      what a client that has gone still costs, in engine steps and until its blocks are free
 planner      predictions against measured rows and published deployments; time of a plan
 """

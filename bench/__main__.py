@@ -17,7 +17,8 @@ from rich.table import Table
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
 NAMES = (
-    "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "prefix_index", "sim",
+    "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "policies",
+    "prefix_index", "router", "sim", "operate",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

@@ -30,7 +30,7 @@ def rows(quick: bool) -> list[dict[str, Any]]:
 async def _run(sessions: int) -> list[dict[str, Any]]:
     config = Config.model_validate(
         {
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "store": {"idle_s": 0.1},
             "prefill": {"kv_tokens": 32768},
             "decode": {"kv_tokens": 32768},

@@ -1,12 +1,14 @@
 """How fast a cluster is simulated, with the scheduler and workers that are deployed.
 
 chaos: storms by seed, in scheduler events a second. trace: an hour of the Mooncake conversation
-trace (where it lies beside the project) over 32 workers, Llama-3.1-70B on four H100 each.
+trace (where it lies beside the project) over 32 workers, Llama-3.1-70B on four H100 each. An event
+is what the scheduler is told at once: a decode step of a worker is one, however many tokens it has.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,7 @@ def _trace(quick: bool) -> list[dict[str, Any]]:
         _row("the trace, scheduler events", seen.events / spent, "events/s"),
         _row("the trace, tokens", sum(r.osl for r in part) / spent, "tokens/s"),
         _row("the trace, virtual time", seen.span_s / spent, "times real time"),
+        _row("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
     ]  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from decode_pool.sequence import Work, WorkState
-from eastwest.errors import LeaseExpired
-from eastwest.messages import Ticket
+from eastwest.errors import InvalidArgument, LeaseExpired
+from eastwest.messages import Prefill, Ticket
 from eastwest.types import SampledToken
 
 
@@ -35,9 +35,20 @@ class InPlaceReservations:
         work = self._find(ticket.transfer_id)
         return work is not None and work.state is WorkState.RESERVED
 
-    def blocks_of(self, ticket: Ticket) -> Sequence[int]:
-        """The reserved blocks; raises `LeaseExpired` where the reservation is gone."""
-        return self.work(ticket).blocks
+    def room_of(self, command: Prefill) -> tuple[Sequence[int], int]:
+        """The reserved blocks, and how many of them have their KV already. Raises `LeaseExpired`
+        where the reservation is gone, `InvalidArgument` where it is for something else."""
+        work = self.work(command.ticket)
+        reserved, asked = (
+            (c.request_id, c.salt, c.given, c.sampling, c.max_tokens)
+            for c in (work.command, command)
+        )
+        if asked != reserved:
+            raise InvalidArgument(
+                f"reservation {work.transfer_id} is for request {work.request_id!r} as it was "
+                f"reserved; allowed: the same prompt, output and sampling"
+            )
+        return work.blocks, len(work.hashes)
 
     def target(self, ticket: Ticket) -> InPlace:
         """Where the prompt of this ticket is handed over."""

@@ -44,10 +44,11 @@ class Resting:
 
 
 class Residency:
-    """The table of resting sessions, oldest first."""
+    """The table of resting sessions, oldest first. idle_ns: how long those that come to rest from
+    now on stay here."""
 
     def __init__(self, idle_ns: int) -> None:
-        self._idle_ns = idle_ns
+        self.idle_ns = idle_ns
         self._sessions: dict[SessionKey, Resting] = {}
 
     def rest(
@@ -63,7 +64,7 @@ class Residency:
         release it at its end."""
         assert len(hashes) == len(blocks)
         former = self._sessions.pop(key, None)
-        self._sessions[key] = Resting(key, owner, hashes, blocks, now_ns + self._idle_ns)
+        self._sessions[key] = Resting(key, owner, hashes, blocks, now_ns + self.idle_ns)
         return None if former is None or former.state is RestState.SPILLING else former
 
     def activate(self, key: SessionKey) -> None:
@@ -77,7 +78,12 @@ class Residency:
         resting = self._sessions.get(key)
         if resting is not None and resting.state is RestState.ACTIVE:
             resting.state = RestState.INACTIVE
-            resting.due_ns = now_ns + self._idle_ns
+            resting.due_ns = now_ns + self.idle_ns
+
+    def hasten(self, now_ns: int) -> None:
+        """Whatever rests is due now."""
+        for resting in self._sessions.values():
+            resting.due_ns = min(resting.due_ns, now_ns)
 
     def due(self, now_ns: int) -> Resting | None:
         """The session to spill now, if any."""

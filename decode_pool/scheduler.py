@@ -8,16 +8,18 @@ Sequences join between steps, in order of arrival, as long as the batch has room
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from eastwest.ports import SampleInput, StepRow
 from eastwest.stopping import StopRule
-from eastwest.types import FinishReason, SampledToken, SamplingParams
+from eastwest.types import FinishReason, SamplingParams
 
 
 @dataclass(slots=True)
 class Running:
-    """A decoding sequence. `blocks` cover the prompt and max_tokens more."""
+    """A decoding sequence. `blocks` cover the prompt and max_tokens more. computed: tokens whose KV
+    is present: all but the last one."""
 
     request_id: str
     prompt: Sequence[int]
@@ -25,17 +27,28 @@ class Running:
     blocks: Sequence[int]
     params: SamplingParams
     stop_rule: StopRule
-    steps: int = field(default=0)
+    steps: int = 0
+    computed: int = field(init=False)
+    _sample: SampleInput = field(init=False)
 
-    @property
-    def computed(self) -> int:
-        """Tokens whose KV is present: all but the last one."""
-        return len(self.prompt) + len(self.output) - 1
+    def __post_init__(self) -> None:
+        self.computed = len(self.prompt) + len(self.output) - 1
+        # It sees the output grow; only while tokens are banned is there another one for each step.
+        self._sample = SampleInput(self.params, self.prompt, self.output)
 
     def row(self) -> StepRow:
-        banned = self.stop_rule.banned(len(self.output))
-        sample = SampleInput(self.params, self.prompt, self.output, banned)
-        return StepRow(self.output[-1:], self.computed, self.blocks, sample)
+        output, rule, sample = self.output, self.stop_rule, self._sample
+        if len(output) < rule.min_tokens:
+            sample = replace(sample, banned=rule.banned(len(output)))
+        return StepRow((output[-1],), self.computed, self.blocks, sample)
+
+    def advance(self, token: int) -> FinishReason | None:
+        """Append the token of a step; why it is the last, if it is."""
+        output = self.output
+        output.append(token)
+        self.steps += 1
+        self.computed += 1
+        return self.stop_rule.finish(token, len(output))
 
 
 class DecodeScheduler:
@@ -57,21 +70,7 @@ class DecodeScheduler:
 
     def plan(self) -> list[Running]:
         """The batch of the next step: the oldest sequences, as many as may run."""
-        batch: list[Running] = []
-        for sequence in self._sequences.values():
-            if len(batch) == self._running_max:
-                break
-            batch.append(sequence)
-        return batch
-
-    def advance(self, sequence: Running, token: SampledToken) -> FinishReason | None:
-        """Append the token of a step; a finished sequence is forgotten."""
-        sequence.output.append(token.token)
-        sequence.steps += 1
-        finish = sequence.stop_rule.finish(token.token, len(sequence.output))
-        if finish is not None:
-            del self._sequences[sequence.request_id]
-        return finish
+        return list(islice(self._sequences.values(), self._running_max))
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences

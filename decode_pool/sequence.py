@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from decode_pool.residency import SessionKey
 from decode_pool.scheduler import Running
 from eastwest.blocks import BlockHash, block_hashes
+from eastwest.errors import InvalidArgument
 from eastwest.messages import FirstStep, Reserve
 from eastwest.stopping import StopRule
 from kv_transfer.ledger import Owner
@@ -85,6 +86,18 @@ class Work:
     def computed_tokens(self) -> int:
         """Tokens whose KV is present once what is given is committed."""
         return self.running.computed if self.running else len(self.given)
+
+    def check_first(self, token: int, finished: bool, vocab_size: int) -> None:
+        """Raise `InvalidArgument` where what its sender says cannot be the token after what is
+        given. finished: it is also the last one."""
+        if token >= vocab_size:
+            raise InvalidArgument(f"the first token is {token}; allowed: 0 to {vocab_size - 1}")
+        last = self.stop_rule.finish(token, len(self.command.output) + 1) is not None
+        if finished != last:
+            raise InvalidArgument(
+                f"a commit with first token {token} says finished {finished}; allowed: {last}, by "
+                f"the stop tokens and max_tokens of the reservation"
+            )
 
     def unpublished(self) -> tuple[Sequence[int], list[BlockHash]]:
         """Blocks that are full and not among `hashes` yet, with their hashes."""

@@ -37,6 +37,7 @@ class Spiller:
         self._kv = kv
         self._holdings = holdings
         self._residency = residency
+        self._idle_ns = residency.idle_ns
         self._retry_ns = ns(retry_s)
         self._clock = clock
         self._wake = asyncio.Event()
@@ -47,6 +48,22 @@ class Spiller:
     def wake(self) -> None:
         """The residency has changed."""
         self._wake.set()
+
+    def hasten(self, *, hasten: bool) -> None:
+        """Store what rests, and comes to rest, at once; or after the idle time again."""
+        self._residency.idle_ns = 0 if hasten else self._idle_ns
+        if hasten:
+            self._residency.hasten(self._clock.now_ns())
+        self.wake()
+
+    async def empty(self) -> int:
+        """Try to store every session that rests, and wait for those being stored. How many the
+        store did not take; they go on resting."""
+        for resting in list(self._residency):
+            if self._store is not None and resting.state is RestState.INACTIVE:
+                await self.spill(resting)
+        async with self._one:
+            return len(self._residency)
 
     async def run(self) -> None:
         """Spill what falls due; ends by being cancelled."""

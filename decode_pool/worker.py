@@ -22,6 +22,7 @@ from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig, StoreConfig
 from eastwest.errors import (
     DeadlineExceeded,
+    Draining,
     EastWestError,
     InternalError,
     InvalidArgument,
@@ -49,7 +50,7 @@ from kv_transfer.ranks import ReceivingRank
 from kv_transfer.transfers import TransferStats
 from runtime.holdings import Holdings
 from runtime.intake import Intake
-from runtime.step_loop import StepLoop, StepResult
+from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class DecodeWorker:
         endpoints: Endpoints,
         settled: Callable[[], Awaitable[None]],
         holdings: Holdings,
-        loop: StepLoop,
+        loop: Stepping,
         epoch: int,
         store: BlockStore | None,
         emit: Callable[[str, Event], None],
@@ -166,6 +167,16 @@ class DecodeWorker:
             error = LeaseExpired(f"no sign of life for {self._kv_config.lease_s} s")
             self._end_with(work, error)
 
+    @property
+    def idle(self) -> bool:
+        """See `runtime.leaving.Side`."""
+        return not (self._works or self._leaving or self._holdings.retiring)
+
+    def give_back(self, error: Draining) -> None:
+        """End all requests; their routers are told."""
+        for work in list(self._works.values()):
+            self._end_with(work, error)
+
     def owners(self) -> Collection[Owner]:
         """Owners of blocks that live, for the auditor."""
         works = [w.owner for w in self._works.values() if w.blocks]
@@ -182,8 +193,8 @@ class DecodeWorker:
 
     def spillable_blocks(self) -> int:
         """Blocks that only idle sessions hold: there is room where they are once they spill."""
-        refcounts = self._holdings.pool.refcounts()
         idle = [r for r in self.residency if r.state is RestState.INACTIVE]
+        refcounts = self._holdings.pool.refcounts() if idle else {}
         return sum(refcounts[block] == 1 for resting in idle for block in resting.blocks)
 
     async def close(self) -> None:
@@ -201,15 +212,15 @@ class DecodeWorker:
     def _admit(self, router_id: str, command: Reserve) -> Work:
         if len(self._works) >= self._pool.waiting_max + self._pool.running_max:
             raise Overloaded(f"the decode worker holds {len(self._works)} requests, its most")
-        if command.request_id in self._works:
-            raise InvalidArgument(f"request {command.request_id!r} is being served already")
-        check_work(self._model, command)
+        if command.request_id in self._works or self._holdings.holds_for(command.request_id):
+            raise InvalidArgument(f"request {command.request_id!r} is, or was, being served here")
+        given = check_work(self._model, command)
         self._tickets.check(command.source)
         self._intake.check_fits("prompt and output need", self._blocks_needed(command))
-        seed, given = hash_seed(self._model.fingerprint, command.salt), command.given
+        seed = hash_seed(self._model.fingerprint, command.salt)
         return Work(
             command=command,
-            given=given,
+            given=command.given,
             router_id=router_id,
             owner=Owner(OwnerKind.RESERVATION, command.request_id),
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
@@ -254,6 +265,10 @@ class DecodeWorker:
         self._emit(work.router_id, Reserved(work.request_id, ticket, cached, loaded))
 
     # What the receiver tells (TransferOwner).
+
+    def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
+        work = self._transfers[transfer_id]
+        work.check_first(first_token.token, finished, self._model.vocab_size)
 
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
@@ -304,18 +319,22 @@ class DecodeWorker:
 
     def apply(self, result: StepResult) -> None:
         outputs: dict[str, list[SequenceOutput]] = {}
+        works, block_tokens = self._works, self._kv.block_tokens
         for sequence, token in zip(self._planned, result.tokens, strict=True):
-            if sequence.request_id not in self._scheduler:
+            work = works.get(sequence.request_id)
+            if work is None or work.running is not sequence:
                 continue
             assert token is not None
-            work = self._works[sequence.request_id]
-            finish = self._scheduler.advance(sequence, token)
-            self._publish(work)
+            finish = sequence.advance(token.token)
+            if not sequence.computed % block_tokens:
+                self._publish(work)
             first = None
             if sequence.steps == 1 and work.arrival is not None:
                 first = work.arrival.first_step(result.started_ns, result.ended_ns)
-            output = SequenceOutput(work.request_id, (token,), finish, first)
-            outputs.setdefault(work.router_id, []).append(output)
+            output = SequenceOutput(sequence.request_id, (token,), finish, first)
+            if (batch := outputs.get(work.router_id)) is None:
+                batch = outputs[work.router_id] = []
+            batch.append(output)
             if finish is not None:
                 self._rest(work)
         for router_id, batch in outputs.items():

@@ -78,13 +78,31 @@ def serve(
     """Start store, Ray, router and workers; serve until SIGINT or SIGTERM."""
     from deploy.serve import serve as serve_until_cancelled
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log(verbose)
     resolved = _config(config, settings)
     if not _run(serve_until_cancelled(resolved, ray_address, console)):
         console.print("everything is stopped")
+
+
+@app.command()
+def router(
+    join: Annotated[
+        str | None, typer.Option(help="host:port of a router whose workers are served, too.")
+    ] = None,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="A worker, as name=host:port. Repeatable.")
+    ] = None,
+    config: ConfigPath = None,
+    settings: Settings = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Start one more router over the workers of a deployment; serve until SIGINT or SIGTERM."""
+    from deploy.another_router import route, worker_addresses
+
+    _log(verbose)
+    work = route(_config(config, settings), join, worker_addresses(worker or []), console)
+    if not _run(work):
+        console.print("the router is stopped")
 
 
 @app.command()
@@ -198,6 +216,27 @@ def explain(
 
 
 @app.command()
+def drain(
+    worker_id: Annotated[str, typer.Argument(help="Name of the worker; see 'eastwest status'.")],
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which running requests are moved to other workers."),
+    ] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Let it stay.")] = False,
+) -> None:
+    """Let a worker leave without a failed request: no new work, its sessions stored, and gone."""
+    from deploy.drain import cancel_drain
+    from deploy.drain import drain as drain_worker
+
+    if cancel:
+        _run(cancel_drain(address, worker_id, console))
+    elif not _run(drain_worker(address, worker_id, timeout, console)):
+        console.print(f"the drain goes on; 'eastwest drain {worker_id} --cancel' ends it")
+        raise SystemExit(INTERRUPTED)
+
+
+@app.command()
 def models(config: ConfigPath = None, settings: Settings = None) -> None:
     """List the models that can be served by name."""
     from engine.catalog import builtin_models
@@ -257,6 +296,13 @@ def config_show(config: ConfigPath = None, settings: Settings = None) -> None:
     """Print the resolved configuration as YAML, each setting with what it means."""
     text = explained_yaml(_config(config, settings))
     console.print(text, end="", markup=False, soft_wrap=True)
+
+
+def _log(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
 
 
 async def _ask() -> str:

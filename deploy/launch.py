@@ -102,14 +102,14 @@ class Deployment:
         specs = worker_specs(self.config, self._host)
         self._progress(f"starting {len(specs)} workers: each loads the model")
         placed = [self.supervisor.start_worker(spec) for spec in specs]
-        await _in_time(asyncio.gather(*placed))
+        await in_time(asyncio.gather(*placed))
         for role in Role:
             self._next_index[role] = pool_of(self.config, role).replicas
         await self.wait_ready()
 
     async def wait_ready(self) -> None:
         """Until requests can be served; `Unavailable` where that takes too long."""
-        await _in_time(self.router.wait_ready())
+        await in_time(self.router.wait_ready())
 
     def _start_store(self, stack: AsyncExitStack) -> None:
         """Without a URL, an embedded server is started and its URL takes the empty place."""
@@ -138,14 +138,18 @@ class Deployment:
         index = self._next_index[role]
         self._next_index[role] += 1
         spec = worker_spec(self.config, role, index, self._host)
-        return await _in_time(self.supervisor.start_worker(spec))
+        return await in_time(self.supervisor.start_worker(spec))
+
+    async def drain_worker(self, worker_id: str) -> None:
+        """Let a replica leave without a failed request; returns when it is gone."""
+        await self.supervisor.drain_worker(worker_id, self.config.router.drain_timeout_s)
 
     async def stop_worker(self, worker_id: str) -> None:
-        """End a replica for good."""
+        """End a replica at once and for good; what it serves goes on elsewhere."""
         await self.supervisor.stop_worker(worker_id)
 
 
-async def _in_time(workers: Awaitable[T]) -> T:
+async def in_time(workers: Awaitable[T]) -> T:
     """What is waited for, unless it takes longer than any worker should need."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc.aio
 
 from decode_pool.worker import DecodeWorker
 from eastwest.clock import Clock, ns
 from eastwest.config import Config, PoolConfig
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import ConfigError, Unavailable
 from eastwest.messages import (
     Abort,
@@ -39,6 +40,7 @@ from kv_transfer.ledger import OwnerKind
 from prefill_pool.worker import PrefillWorker
 from runtime.control import ControlService
 from runtime.holdings import Holdings
+from runtime.leaving import LeaveState, Leaving
 from runtime.rank_group import RankGroup
 from runtime.step_loop import StepLoop
 
@@ -96,7 +98,7 @@ class Replica:
         self._pool = pool
         self._holdings = Holdings(BlockGroups(ranks.num_blocks, ranks.layout.dp))
         self._loop = StepLoop(ranks, clock)
-        self._control = ControlService(self, self.info, config.router.heartbeat_s)
+        self._control = ControlService(self, self._welcome, config.router.heartbeat_s)
         self._decode = DecodeWorker(
             info=self.info,
             model=ranks.model,
@@ -120,6 +122,7 @@ class Replica:
             ranks.layout,
             clock,
             blocks_per_group=self._holdings.pool.group_blocks,
+            idle_s=config.kv.lease_s,
         )
         self._prefill = PrefillWorker(
             model=ranks.model,
@@ -138,15 +141,32 @@ class Replica:
         # Decode rows first: a prompt chunk joins the batch, it does not displace it.
         self._loop.add(self._decode)
         self._loop.add(self._prefill)
+        self._leaving = self._make_leaving()
+        self.left = self._leaving.left
+
+    def _make_leaving(self) -> Leaving:
+        return Leaving(
+            sides=(self._prefill, self._decode),
+            sessions=self._decode.spiller,
+            load=self.load,
+            routers=lambda: self._control.routers,
+            emit=self._control.emit,
+            clock=self._clock,
+        )
 
     def info(self) -> WorkerInfo:
         """Who this replica is; known once it has started."""
         assert self._info is not None
         return self._info
 
+    def _welcome(self) -> WorkerInfo:
+        return replace(self.info(), draining_s=self._leaving.left_s)
+
     async def start(self) -> WorkerInfo:
         """Serve; returns the address and all else a router needs."""
-        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseMalformed()], options=server_options(CONTROL_MESSAGE_BYTES)
+        )
         self._control.add_to(self._server)
         await self._ranks.listen(self._identity.host, self._server, self._decode.transfers)
         identity = self._identity
@@ -176,13 +196,21 @@ class Replica:
         self._spawn(self._decode.spiller.run(), "spiller")
         self._spawn(self._tick(), "ticks")
         self._spawn(self._watch_ranks(), "ranks")
+        self._spawn(self._leaving.run(), "leaving")
         return self._info
+
+    def drain(self, timeout_s: float) -> None:
+        """Begin to leave; `left` is set when nothing is here any more."""
+        self._leaving.begin(timeout_s)
 
     async def stop(self) -> None:
         """End all work and release everything. Idempotent."""
         if self._info is None:
             return
-        self._control.close()
+        if self._leaving.state is LeaveState.DRAINED:
+            self._control.finish()
+        else:
+            self._control.close()
         await self._server.stop(STOP_GRACE_S)
         await self._prefill.close()
         await self._decode.close()
@@ -211,6 +239,8 @@ class Replica:
     # CommandHandler.
 
     def handle(self, router_id: str, command: Command) -> None:
+        if self._leaving.handle(router_id, command):
+            return
         match command:
             case Reserve():
                 self._decode.reserve(router_id, command)
@@ -246,6 +276,7 @@ class Replica:
             links=self._decode.transfers.links,
             expert_tokens=self._ranks.expert_tokens,
             kv_sequence=pool.journal.sequence,
+            draining_s=self._leaving.left_s,
         )
 
     def kv_events(self) -> list[KvEvents]:

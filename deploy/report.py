@@ -67,7 +67,7 @@ def usage_lines(completion: Completion) -> RenderableType:
     rate = (usage.completion_tokens - 1) / decoded_s if decoded_s > 0 else 0.0
     moved = f"{completion.transfer_bytes / 2**20:.1f} MiB in {completion.transfer_ns / _MS:.1f} ms"
     times = f"{usage.migrations} time{'s' if usage.migrations > 1 else ''}"
-    lost = f"workers were lost {times}: {usage.recomputed_tokens} tokens recomputed elsewhere"
+    went = f"moved to other workers {times}: {usage.recomputed_tokens} tokens recomputed there"
     return Group(
         f"tokens: {usage.prompt_tokens} in, {usage.completion_tokens} out "
         f"({rate:.1f} tokens/s), finished by {completion.finish_reason}",
@@ -75,7 +75,7 @@ def usage_lines(completion: Completion) -> RenderableType:
         f"{usage.cached_tokens} on {completion.decode_worker} already, "
         f"{usage.loaded_tokens} loaded from the store",
         f"moved {completion.prefill_worker} to {completion.decode_worker}: {moved}",
-        *([lost] if usage.migrations else []),
+        *([went] if usage.migrations else []),
     )
 
 

@@ -31,4 +31,9 @@ async def serve(config: Config, ray_address: str | None, console: Console) -> No
             console.print(
                 f"OpenAI-compatible HTTP at http://{deployment.http_address}/v1", markup=False
             )
+        if config.store.enabled and config.store.url is None:
+            console.print(
+                f"sessions are in {deployment.config.store.url}, for 'eastwest router --join'",
+                markup=False,
+            )
         await asyncio.Event().wait()

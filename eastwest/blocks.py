@@ -12,6 +12,7 @@ from typing import NewType
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 BlockHash = NewType("BlockHash", bytes)
 HASH_BYTES = 16
@@ -23,7 +24,9 @@ def hash_seed(fingerprint: str, salt: str) -> BlockHash:
     return BlockHash(blake3(text).digest(length=HASH_BYTES))
 
 
-def block_hashes(tokens: Sequence[int], block_tokens: int, parent: BlockHash) -> list[BlockHash]:
+def block_hashes(
+    tokens: Sequence[int] | NDArray[np.int64], block_tokens: int, parent: BlockHash
+) -> list[BlockHash]:
     """Hashes of the full blocks of `tokens`; a partial last block has none.
 
     `parent` is the hash of the block before the first of them, or `hash_seed`.

@@ -27,6 +27,8 @@ class SystemClock:
 
 
 NS_PER_S = 1_000_000_000
+# No deadline, lease or life is longer: about thirty years.
+DURATION_MAX_S = 1e9
 
 
 def ns(seconds: float) -> int:

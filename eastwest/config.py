@@ -8,13 +8,15 @@ the value and what is allowed.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from eastwest.clock import DURATION_MAX_S
 from eastwest.errors import ConfigError
 from eastwest.layout import ParallelLayout
 from eastwest.types import Slo
@@ -22,6 +24,11 @@ from eastwest.types import Slo
 ENV_PREFIX = "EASTWEST_"
 # The largest frame that any rank takes, whatever it sends itself.
 FRAME_BYTES_MAX = 1 << 24
+# What is said of one configuration: so many things, each in so many characters.
+PROBLEMS_MAX = 8
+LINE_CHARS_MAX = 200
+
+Seconds = Annotated[float, Field(gt=0, le=DURATION_MAX_S)]
 
 
 class Section(BaseModel):
@@ -110,8 +117,8 @@ class KVConfig(Section):
         "that both sides of a pair have is used; none: shared_memory as far as each host has it, "
         "and grpc",
     )
-    lease_s: float = Field(
-        30.0, gt=0, description="a reservation frees itself this long after its last sign of life"
+    lease_s: Seconds = Field(
+        30.0, description="a reservation frees itself this long after its last sign of life"
     )
 
     @model_validator(mode="after")
@@ -133,27 +140,46 @@ class StoreConfig(Section):
         "socket, gone with the process",
     )
     namespace: str = Field("eastwest", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    ttl_s: float = Field(86400.0, gt=0, description="life of stored KV since its last use")
-    session_ttl_s: float = Field(7 * 86400.0, gt=0, description="life of a session's tokens")
-    idle_s: float = Field(30.0, gt=0, description="a session inactive for this long is spilled")
+    ttl_s: Seconds = Field(86400.0, description="life of stored KV since its last use")
+    session_ttl_s: Seconds = Field(7 * 86400.0, description="life of a session's tokens")
+    idle_s: Seconds = Field(30.0, description="a session inactive for this long is spilled")
     maxmemory_bytes: int = Field(
         2 << 30, ge=1 << 20, description="limit of the embedded server; it evicts beyond it"
     )
-    timeout_s: float = Field(2.0, gt=0, description="deadline of one store operation")
-    retry_after_s: float = Field(
-        1.0, gt=0, description="the circuit stays open this long after a failure, then longer"
+    timeout_s: Seconds = Field(2.0, description="deadline of one store operation")
+    retry_after_s: Seconds = Field(
+        1.0, description="the circuit stays open this long after a failure, then longer"
     )
 
 
 class LimitsConfig(Section):
     """What a client may ask for; checked once, at the edge."""
 
-    message_bytes: int = Field(4 << 20, ge=1024, description="one request, of gRPC or HTTP")
+    message_bytes: int = Field(
+        4 << 20, ge=1024, le=1 << 30, description="one request, of gRPC or HTTP"
+    )
+    metadata_bytes: int = Field(
+        16 << 10, ge=1024, le=1 << 20, description="headers of one request, of gRPC or HTTP"
+    )
+    client_streams: int = Field(
+        1024,
+        ge=1,
+        le=1 << 20,
+        description="calls that generate, open at once from one address",
+    )
     prompt_bytes: int = Field(1 << 20, ge=1, description="prompt text, or all chat messages")
+    prompt_tokens: int | None = Field(
+        None, ge=1, description="prompt, session included; none: below the model's context"
+    )
+    messages: int = Field(4096, ge=1, description="messages of one chat call")
     stop_strings: int = Field(16, ge=0)
     stop_bytes: int = Field(256, ge=1, description="one stop string")
+    stop_tokens: int = Field(1024, ge=0, description="stop_token_ids")
+    max_tokens: int | None = Field(
+        None, ge=1, description="most that max_tokens may be; none: what the context leaves"
+    )
     default_max_tokens: int = Field(256, ge=1, description="where max_tokens is not given")
-    default_timeout_s: float = Field(600.0, gt=0, description="where the client sets no deadline")
+    default_timeout_s: Seconds = Field(600.0, description="where the client sets no deadline")
 
 
 class SloConfig(Section):
@@ -205,9 +231,15 @@ class RouterConfig(Section):
         ge=0,
         description="latest requests whose placement can be explained; about 5 kB each",
     )
-    heartbeat_s: float = Field(1.0, gt=0, description="between signs of life on a worker stream")
-    worker_timeout_s: float = Field(
-        20.0, gt=0, description="a worker silent for this long is treated as dead"
+    heartbeat_s: Seconds = Field(1.0, description="between signs of life on a worker stream")
+    worker_timeout_s: Seconds = Field(
+        20.0, description="a worker silent for this long is treated as dead"
+    )
+    drain_timeout_s: float = Field(
+        60.0,
+        ge=0,
+        description="running requests may stay for this long on a worker that leaves; then they "
+        "are moved",
     )
 
     @model_validator(mode="after")
@@ -269,18 +301,28 @@ def load_config(
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read configuration file {path}: {error}") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {where}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(_line(f"cannot read configuration file {path}: {error}")) from error
+    tree = _of_yaml(text, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}; allowed: a mapping of sections")
     return tree
+
+
+def _of_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # of wrong dates, numbers and tags the library raises anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(_line(f"{where} is not valid YAML: {problem}")) from error
+
+
+def _line(text: str) -> str:
+    """One short, printable line."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:LINE_CHARS_MAX]
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -289,11 +331,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX):
             continue
         keys = name.removeprefix(ENV_PREFIX).lower().split("__")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name} is {raw!r}, which is not valid YAML") from error
-        node = value
+        node = _of_yaml(raw, _line(name))
         for key in reversed(keys):
             node = {key: node}
         _merge(tree, node)
@@ -309,14 +347,21 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # integers may have more digits than Python prints
+        return f"{type(value).__name__} without end"
+
+
 def _describe(error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "configuration"
+    for item in error.errors()[:PROBLEMS_MAX]:
+        field = ".".join(_line(str(part)) for part in item["loc"]) or "configuration"
         if item["type"] == "extra_forbidden":
             lines.append(f"{field} is not a known setting; 'eastwest config show' lists them")
         elif item["loc"] and not isinstance(item["input"], dict):
-            lines.append(f"{field} is {item['input']!r}; {item['msg']}")
+            lines.append(f"{field} is {_shown(item['input'])}; {item['msg']}")
         else:
             lines.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

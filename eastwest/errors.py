@@ -33,6 +33,7 @@ class ErrorCode(enum.StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
     UNAVAILABLE = "unavailable"
+    DRAINING = "draining"
     STALE_EPOCH = "stale_epoch"
     LEASE_EXPIRED = "lease_expired"
     TRANSFER_FAILED = "transfer_failed"
@@ -61,6 +62,7 @@ STATUS: dict[ErrorCode, Status] = {
     ErrorCode.DEADLINE_EXCEEDED: Status("DEADLINE_EXCEEDED", 504, retriable=False),
     ErrorCode.CANCELLED: Status("CANCELLED", 499, retriable=False),
     ErrorCode.UNAVAILABLE: Status("UNAVAILABLE", 503, retriable=True),
+    ErrorCode.DRAINING: Status("UNAVAILABLE", 503, retriable=True),
     ErrorCode.STALE_EPOCH: Status("FAILED_PRECONDITION", 409, retriable=True),
     ErrorCode.LEASE_EXPIRED: Status("ABORTED", 409, retriable=True),
     ErrorCode.TRANSFER_FAILED: Status("ABORTED", 502, retriable=True),
@@ -135,6 +137,12 @@ class Unavailable(EastWestError):
     """A worker or router that was needed is gone; another attempt may succeed."""
 
     code = ErrorCode.UNAVAILABLE
+
+
+class Draining(EastWestError):
+    """A worker that leaves takes no work, and gives back what it has; others may take it."""
+
+    code = ErrorCode.DRAINING
 
 
 class StaleEpoch(EastWestError):

@@ -18,6 +18,9 @@ DTYPE_BYTES: dict[str, int] = {
 }  # fmt: skip
 QUANTIZED = frozenset({"float8_e4m3", "int8"})
 SCALE_BYTES = 4
+# Larger models and replicas are taken for mistakes.
+TOKEN_BYTES_MAX = 1 << 30
+RANKS_MAX = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from eastwest.blocks import BlockHash
 from eastwest.errors import EastWestError, ErrorCode, Phase
 from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
+from eastwest.value import value
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class RankEndpoint:
     memory: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvSource:
     """What a decode worker has to know of the worker that will fill a reservation.
 
@@ -81,7 +82,8 @@ class WorkerInfo:
 
     epoch: this incarnation; larger than that of any former one with the same worker_id.
     address: ``host:port`` of its gRPC server. num_blocks: of all data-parallel groups together.
-    step_tokens: most prompt tokens in one step. host, transports: see `KvSource`.
+    step_tokens: most prompt tokens in one step. host, transports: see `KvSource`. draining_s: see
+    `Load`.
     """
 
     worker_id: str
@@ -97,6 +99,7 @@ class WorkerInfo:
     host: str = ""
     transports: tuple[Transport, ...] = (Transport.GRPC,)
     protocol_version: int = PROTOCOL_VERSION
+    draining_s: float | None = None
 
     @property
     def sequence_blocks_max(self) -> int:
@@ -118,7 +121,7 @@ class WorkerInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ticket:
     """A decode worker's promise of room, given to the prefill worker that fills it.
 
@@ -150,7 +153,7 @@ class Ticket:
 # Commands: router to worker.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """Make room for prompt and output on a decode worker, load what is stored; answer Reserved.
 
@@ -173,10 +176,10 @@ class Reserve:
     @property
     def given(self) -> tuple[int, ...]:
         """Prompt and output so far: the tokens whose KV comes before the next one is sampled."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefill:
     """Compute what is given, push its KV to the ticket's worker, sample the token after it."""
 
@@ -192,7 +195,7 @@ class Prefill:
     @property
     def given(self) -> tuple[int, ...]:
         """See `Reserve`."""
-        return self.prompt + self.output
+        return self.prompt + self.output if self.output else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +215,30 @@ class ResyncKv:
     """The router has missed KV events; answered by all of the worker's blocks, in `KvEvents`."""
 
 
-Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Leave: see `runtime.leaving`. timeout_s: how long running work may go on; of several the
+    soonest end counts."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Serve again, unless `Drained` was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Answers `Drained`: nothing of this router is on the worker any more."""
+
+
+Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv | Drain | Undrain | Dismiss
 
 # Events: worker to router.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserved:
     """Room is made. cached_tokens were on the device already, loaded_tokens came from the store."""
 
@@ -227,7 +248,7 @@ class Reserved:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prefilled:
     """What is given is computed, and the token after it sampled.
 
@@ -245,7 +266,7 @@ class Prefilled:
     loaded_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstStep:
     """How a sequence joined the decode batch; see `eastwest.timing.SecondTokenParts`."""
 
@@ -256,9 +277,9 @@ class FirstStep:
     transfer_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SequenceOutput:
-    """One sequence's share of a decode step. `first_step` is set with its first tokens only."""
+    """One sequence's new tokens. `first_step` is set with its first tokens only."""
 
     request_id: str
     tokens: tuple[SampledToken, ...]
@@ -266,9 +287,10 @@ class SequenceOutput:
     first_step: FirstStep | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stepped:
-    """One decode step of the whole batch: every sequence's tokens in one message."""
+    """One decode step of the whole batch, or several that a worker could not send earlier: every
+    sequence's tokens in one message. Each sequence is in it once; their order means nothing."""
 
     outputs: tuple[SequenceOutput, ...]
 
@@ -301,12 +323,13 @@ class KvLink:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load:
     """A worker's state, sent at least every heartbeat interval; also its sign of life.
 
     links: one entry a prefill worker. expert_tokens: pairs of token and expert that each rank
     has computed; empty for dense models. kv_sequence: of the last `KvEvents` before this report.
+    draining_s: how long running work may still go on here; None where the worker does not drain.
     """
 
     free_blocks: int
@@ -324,6 +347,7 @@ class Load:
     links: tuple[KvLink, ...] = ()
     expert_tokens: tuple[int, ...] = ()
     kv_sequence: int = 0
+    draining_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +379,16 @@ class KvEvents:
     whole: bool = False
 
 
-Event = Reserved | Prefilled | Stepped | Failed | Load | KvEvents
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing runs or rests here any more; the worker ends when it is dismissed. Counts are of
+    sessions, since the drain began: dropped are those that no store took."""
+
+    sessions_stored: int
+    sessions_dropped: int
+
+
+Event = Reserved | Prefilled | Stepped | Failed | Load | KvEvents | Drained
 
 
 class Liveness(enum.StrEnum):
@@ -363,4 +396,5 @@ class Liveness(enum.StrEnum):
 
     CONNECTING = "connecting"
     UP = "up"
+    DRAINING = "draining"
     DOWN = "down"

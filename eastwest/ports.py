@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from eastwest.blocks import BlockHash
 from eastwest.layout import KVSpec, ParallelLayout, Shard
 from eastwest.messages import ModelInfo, WorkerInfo
 from eastwest.types import SampledToken, SamplingParams
+from eastwest.value import value
 
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SampleInput:
     """What choosing the next token of a sequence depends on, besides its logits.
 
@@ -29,7 +29,7 @@ class SampleInput:
     banned: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepRow:
     """One sequence's share of an engine step.
 

@@ -6,13 +6,16 @@ metadata documented at the top of ``inference.proto``; a client gets the same ty
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from typing import Any, NoReturn, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
-from eastwest.errors import EastWestError, ErrorCode, Phase, error_from
+from eastwest.errors import EastWestError, ErrorCode, Phase, Unavailable, error_from
+from eastwest.http2 import Fields
 
 CODE_KEY = "eastwest-code"
 PHASE_KEY = "eastwest-phase"
@@ -34,6 +37,8 @@ _FROM_STATUS = {
     grpc.StatusCode.UNIMPLEMENTED: ErrorCode.INCOMPATIBLE,
     grpc.StatusCode.DATA_LOSS: ErrorCode.CORRUPT_DATA,
 }
+
+_STATUS = {int(code.value[0]): code for code in grpc.StatusCode}
 
 Options = list[tuple[str, int]]
 
@@ -73,6 +78,34 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> EastWestError:
     if after.isascii() and after.isdigit():
         typed.retry_after_s = int(after) / 1000
     return typed
+
+
+def error_from_trailers(fields: Fields) -> EastWestError | None:
+    """The typed error that the headers which end a call name, None for none."""
+    named = dict(fields)
+    number = named.get("grpc-status", "")
+    code = _STATUS.get(int(number) if number.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
+    if code is grpc.StatusCode.OK:
+        return None
+    if not number:
+        return Unavailable(f"the answer was HTTP status {named.get(':status')}")
+    metadata = grpc.aio.Metadata(*fields)
+    message = unquote(named.get("grpc-message", ""))
+    return error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message))
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished without closing its connection, within 20 s."""
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 2),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),  # milliseconds
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(level, getattr(socket, name), value)
 
 
 def channel_options(message_bytes: int) -> Options:

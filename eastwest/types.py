@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from eastwest.errors import InvalidArgument
+from eastwest.value import value
 
 
 class Role(enum.StrEnum):
@@ -120,7 +121,7 @@ class TopLogprob:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SampledToken:
     """One output token. `logprob` is None unless logprobs were asked for."""
 

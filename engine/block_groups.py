@@ -31,12 +31,12 @@ class BlockGroups:
     @property
     def free_blocks(self) -> int:
         """Blocks with no contents worth keeping."""
-        return sum(pool.free_blocks for pool in self._pools)
+        return sum([pool.free_blocks for pool in self._pools])
 
     @property
     def cached_blocks(self) -> int:
         """Blocks that only the prefix caches keep; `take` may evict them."""
-        return sum(pool.cached_blocks for pool in self._pools)
+        return sum([pool.cached_blocks for pool in self._pools])
 
     def group_of(self, blocks: Sequence[int]) -> int:
         """The group that holds a sequence's blocks; 0 for none."""
@@ -96,8 +96,9 @@ class BlockGroups:
 
     def unnamed(self, block_hash: BlockHash) -> None:
         """A group has taken the name back (`NameListener`); another one may still have it."""
-        if not any(pool.match((block_hash,)) for pool in self._pools):
-            self.journal.removed((block_hash,))
+        if len(self._pools) > 1 and any(pool.match((block_hash,)) for pool in self._pools):
+            return
+        self.journal.removed((block_hash,))
 
     def check_integrity(self) -> None:
         """Assert that each block is in exactly one state and all indices agree."""

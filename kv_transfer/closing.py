@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eastwest.errors import ErrorCode
+from eastwest.errors import ErrorCode, InvalidArgument
 from eastwest.messages import Transport
 from kv_transfer.plan import Region
 from kv_transfer.ranks import Fence, Opening
@@ -54,10 +54,16 @@ class FencedReceiver:
         """See `ReceivingRank.open`."""
         # Where nothing is to come, nobody writes.
         if opening.transport is not Transport.GRPC and opening.first_block < opening.num_blocks:
-            fence = self._fences[opening.transport]
+            fence = self._fences.get(opening.transport)
+            if fence is None:
+                raise InvalidArgument(
+                    f"KV is to come by {opening.transport}; allowed: {', '.join(self._fences)}"
+                )
+            self._receiver.open(opening)
             fence.open(opening.transfer_id)
             self._fenced[opening.transfer_id] = _Fenced(fence)
-        self._receiver.open(opening)
+        else:
+            self._receiver.open(opening)
 
     def close(self, transfer_id: str, reason: ErrorCode | None) -> Closing:
         """See `ReceivingRank.close`."""

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from kv_transfer.peer import Peer
+from kv_transfer.push_client import IDLE_S
 
 # Connections that no transfer uses are kept for the next one, up to so many.
 PEERS_MAX = 64
 
 
 class Connections:
-    """One `Peer` an address. `message_bytes` and `slots` are those of each `Peer`."""
+    """One `Peer` an address. `message_bytes`, `slots` and `idle_s` are those of each `Peer`."""
 
-    def __init__(self, *, message_bytes: int, slots: int) -> None:
+    def __init__(self, *, message_bytes: int, slots: int, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
         self._message_bytes = message_bytes
         self._slots = slots
         self._peers: dict[str, Peer] = {}  # the last one used comes last
@@ -28,7 +30,12 @@ class Connections:
         """The connection to `address`, until `release`."""
         peer = self._peers.pop(address, None)
         if peer is None:
-            peer = Peer(address, message_bytes=self._message_bytes, slots=self._slots)
+            peer = Peer(
+                address,
+                message_bytes=self._message_bytes,
+                slots=self._slots,
+                idle_s=self._idle_s,
+            )
         self._peers[address] = peer
         self._users[address] += 1
         return peer

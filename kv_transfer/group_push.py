@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 
 from eastwest.clock import Clock, seconds
-from eastwest.errors import DeadlineExceeded, EastWestError, Phase, TransferFailed
+from eastwest.errors import DeadlineExceeded, EastWestError, Phase, TransferFailed, Unavailable
 from eastwest.layout import ParallelLayout
 from eastwest.messages import Ticket
 from eastwest.rpc import CONTROL_MESSAGE_BYTES
@@ -22,15 +22,19 @@ from eastwest.v1 import kv_transfer_pb2 as wire
 from eastwest.wire import token_to_wire
 from kv_transfer.connections import Connections
 from kv_transfer.plan import Region
+from kv_transfer.push_client import IDLE_S
 from kv_transfer.ranks import Missing, PushStats, SendingRank
 
 # A commit is tried so often before the transfer fails; between two tries, what is missing is sent.
 ATTEMPTS_MAX = 4
+# Grows with each try: a connection that broke is dialled again within a second.
+_PAUSE_S = 0.2
 _ABORT_TIMEOUT_S = 2.0
 
 
 class GroupSender:
     """Sends from a whole replica. ranks: all of them, by their number; blocks_per_group: of one.
+    idle_s: a commit that is not answered for so long is repeated.
 
     The ranks are the caller's, who closes them.
     """
@@ -42,7 +46,9 @@ class GroupSender:
         clock: Clock,
         *,
         blocks_per_group: int,
+        idle_s: float = IDLE_S,
     ) -> None:
+        self._idle_s = idle_s
         self._ranks = ranks
         self._layout = layout
         self._clock = clock
@@ -64,7 +70,7 @@ class GroupSender:
         timeout_s = seconds(deadline_ns - self._clock.now_ns())
         for rank in ranks:
             rank.begin(ticket, own, timeout_s)
-        push = GroupPush(ticket, ranks, self._connections, self._clock, deadline_ns)
+        push = GroupPush(ticket, ranks, self._connections, self._clock, deadline_ns, self._idle_s)
         self._pushes = {open_push for open_push in self._pushes if not open_push.stopped}
         self._pushes.add(push)
         return push
@@ -86,8 +92,10 @@ class GroupPush:
         connections: Connections,
         clock: Clock,
         deadline_ns: int,
+        idle_s: float,
     ) -> None:
         self.stopped = False
+        self._idle_s = idle_s
         self._ticket = ticket
         self._ranks = ranks
         self._connections = connections
@@ -147,11 +155,11 @@ class GroupPush:
 
     async def _commit(self, request: wire.CommitRequest, stats: list[PushStats]) -> list[PushStats]:
         for attempt in range(ATTEMPTS_MAX):
-            async with self._connections.lend(self._ticket.address) as peer:
-                receipt = await peer.commit(request, self._remaining_s())
+            receipt = await self._receipt(request)
             if receipt.committed:
                 return stats
             if attempt < ATTEMPTS_MAX - 1:
+                await asyncio.sleep(attempt * _PAUSE_S)
                 missing = [_missing(hole) for hole in receipt.missing]
                 stats = await _all(
                     rank.resend(self._ticket.transfer_id, missing) for rank in self._ranks
@@ -159,6 +167,26 @@ class GroupPush:
         raise TransferFailed(
             f"KV of transfer {self._ticket.transfer_id!r} was incomplete after {ATTEMPTS_MAX} "
             f"attempts",
+            phase=Phase.TRANSFER,
+        )
+
+    async def _receipt(self, request: wire.CommitRequest) -> wire.CommitReceipt:
+        """What the receiver makes of a commit. An answer that does not come is asked for again,
+        which changes nothing; so is a receiver that cannot be reached for a moment."""
+        for attempt in range(ATTEMPTS_MAX):
+            timeout_s = min(self._remaining_s(), self._idle_s)
+            async with self._connections.lend(self._ticket.address) as peer:
+                try:
+                    return await peer.commit(request, timeout_s)
+                except DeadlineExceeded:
+                    continue
+                except Unavailable:
+                    if attempt == ATTEMPTS_MAX - 1:
+                        raise
+            await asyncio.sleep((attempt + 1) * _PAUSE_S)
+        raise TransferFailed(
+            f"{self._ticket.address} did not answer {ATTEMPTS_MAX} commits of transfer "
+            f"{self._ticket.transfer_id!r}",
             phase=Phase.TRANSFER,
         )
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from eastwest.value import value
 
 
 class OwnerKind(enum.StrEnum):
@@ -33,7 +35,7 @@ class Owner:
         return f"{self.kind} {self.id}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holding:
     """What one owner holds: blocks in its own order, at most once each.
 
@@ -55,6 +57,7 @@ class Ledger:
     def __init__(self) -> None:
         self._holdings: dict[Owner, Holding] = {}
         self._holders: Counter[int] = Counter()
+        self._expires_ns: int | None = None  # no lease ends before
 
     def __contains__(self, owner: Owner) -> bool:
         return owner in self._holdings
@@ -76,12 +79,13 @@ class Ledger:
         assert len(set(blocks)) == len(blocks), f"{owner} holds a block twice"
         self._holdings[owner] = Holding(tuple(blocks), router_id, lease_until_ns)
         self._holders.update(blocks)
+        self._note_lease(lease_until_ns)
 
     def renew(self, owner: Owner, until_ns: int) -> None:
         """Lengthen the owner's lease, if it has one; never shortens it."""
         holding = self[owner]
         if holding.lease_until_ns is not None and holding.lease_until_ns < until_ns:
-            self._holdings[owner] = replace(holding, lease_until_ns=until_ns)
+            self._holdings[owner] = Holding(holding.blocks, holding.router_id, until_ns)
 
     def renew_router(self, router_id: str, until_ns: int) -> None:
         """Lengthen the leases of all that the router owns."""
@@ -93,7 +97,8 @@ class Ledger:
         holding = self[owner]
         assert new_owner not in self._holdings, f"{new_owner} holds blocks already"
         del self._holdings[owner]
-        self._holdings[new_owner] = replace(holding, lease_until_ns=lease_until_ns)
+        self._holdings[new_owner] = Holding(holding.blocks, holding.router_id, lease_until_ns)
+        self._note_lease(lease_until_ns)
 
     def close(self, owner: Owner) -> tuple[int, ...]:
         """End the owner; the caller gives back one reference to each block returned."""
@@ -119,6 +124,10 @@ class Ledger:
 
     def expired(self, now_ns: int) -> list[Owner]:
         """Owners whose lease has ended; the caller closes them."""
+        if self._expires_ns is None or now_ns < self._expires_ns:
+            return []
+        leases = [h.lease_until_ns for h in self._holdings.values() if h.lease_until_ns is not None]
+        self._expires_ns = min(leases, default=None)
         return [o for o, holding in self._holdings.items() if holding.expired(now_ns)]
 
     def holders(self) -> Mapping[int, int]:
@@ -130,3 +139,11 @@ class Ledger:
         counted = Counter(b for holding in self._holdings.values() for b in holding.blocks)
         assert counted == self._holders, "block counts differ from the holdings"
         assert all(count > 0 for count in self._holders.values()), "a count without an owner"
+        for owner, holding in self._holdings.items():
+            until = holding.lease_until_ns
+            known = until is None or (self._expires_ns is not None and self._expires_ns <= until)
+            assert known, f"the end of the lease of {owner} would be missed"
+
+    def _note_lease(self, until_ns: int | None) -> None:
+        if until_ns is not None and (self._expires_ns is None or until_ns < self._expires_ns):
+            self._expires_ns = until_ns

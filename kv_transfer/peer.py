@@ -1,71 +1,39 @@
-"""A sender's connection to the KvTransfer service of one receiving rank.
-
-Speaks gRPC and raises typed errors of the phase `transfer`; decides nothing.
-"""
+"""A sender's connections to the KvTransfer service of one receiving rank: frames, and commits."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 
-import grpc
-import grpc.aio
-
-from eastwest.errors import Phase, Unavailable
-from eastwest.rpc import channel_options, error_from_rpc
 from eastwest.v1 import kv_transfer_pb2 as wire
+from kv_transfer.commit_line import CommitLine
 from kv_transfer.push_client import PushClient, PushStream
-
-_METHOD = "/eastwest.v1.KvTransfer/"
 
 
 class Peer:
-    """One address. `slots` bounds the frames on the way to it, over all transfers.
+    """One address. `slots` bounds the frames on the way to it, over all transfers; idle_s: see
+    `PushClient`.
 
     Made on the event loop that uses it; `close` ends every call.
     """
 
-    def __init__(self, address: str, *, message_bytes: int, slots: int) -> None:
+    def __init__(self, address: str, *, message_bytes: int, slots: int, idle_s: float) -> None:
         self.slots = asyncio.Semaphore(slots)
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(message_bytes))
-        self._frames = PushClient(address)
-        self._commit = self._channel.unary_unary(
-            _METHOD + "Commit",
-            request_serializer=wire.CommitRequest.SerializeToString,
-            response_deserializer=wire.CommitReceipt.FromString,
-        )
-        self._abort = self._channel.unary_unary(
-            _METHOD + "AbortTransfer",
-            request_serializer=wire.AbortTransferRequest.SerializeToString,
-            response_deserializer=wire.AbortTransferReceipt.FromString,
-        )
+        self._frames = PushClient(address, idle_s=idle_s)
+        self._commits = CommitLine(address, message_bytes=message_bytes)
 
     def push(self, timeout_s: float) -> PushStream:
         """A new stream of frames."""
         return self._frames.push(timeout_s)
 
     async def commit(self, request: wire.CommitRequest, timeout_s: float) -> wire.CommitReceipt:
-        with _typed_errors():
-            receipt: wire.CommitReceipt = await self._commit(request, timeout=timeout_s)
-        return receipt
+        """See `CommitLine.commit`."""
+        return await self._commits.commit(request, timeout_s)
 
     async def abort(self, request: wire.AbortTransferRequest, timeout_s: float) -> None:
-        with _typed_errors():
-            await self._abort(request, timeout=timeout_s)
+        """The transfer is given up."""
+        await self._commits.abort(request, timeout_s)
 
     async def close(self) -> None:
+        """Idempotent."""
         await self._frames.close()
-        await self._channel.close(None)
-
-
-@contextlib.contextmanager
-def _typed_errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.UsageError as error:
-        raise Unavailable("the connection has been closed", phase=Phase.TRANSFER) from error
-    except grpc.aio.AioRpcError as error:
-        typed = error_from_rpc(error)
-        typed.phase = typed.phase or Phase.TRANSFER
-        raise typed from error
+        await self._commits.close()

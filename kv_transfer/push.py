@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from eastwest.clock import Clock, seconds
-from eastwest.errors import Cancelled, DeadlineExceeded, Phase, Unavailable
+from eastwest.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Incompatible,
+    InternalError,
+    InvalidArgument,
+    Phase,
+    Unavailable,
+)
 from eastwest.messages import Ticket
 from kv_transfer.frame_codec import Header, Message
 from kv_transfer.peer import Peer
@@ -156,9 +164,10 @@ class Push:
                 await destination.more.wait()
 
     async def _send(self, destination: Destination, regions: AsyncGenerator[Region, None]) -> None:
-        """Send frames on a stream of their own. One that breaks off counts as lost frames: the
-        commit finds out whether the receiver is still there, and what it misses."""
-        with suppress(Unavailable):
+        """Send frames on a stream of their own. One that breaks off counts as lost frames, as does
+        one so damaged that the receiver cannot make sense of it: the commit finds out whether the
+        receiver is still there, and what it misses."""
+        with suppress(Unavailable, InvalidArgument, Incompatible, InternalError):
             async with (
                 aclosing(regions),
                 aclosing(self._packed(destination, regions)) as packed,

@@ -11,32 +11,45 @@ import asyncio
 import itertools
 import socket
 from collections import deque
+from collections.abc import Awaitable
 from types import TracebackType
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
 from hpack import Encoder
 
-from eastwest.errors import EastWestError, InternalError, Phase, Unavailable
-from eastwest.rpc import error_from_rpc
+from eastwest import http2
+from eastwest.errors import (
+    EastWestError,
+    Incompatible,
+    InternalError,
+    InvalidArgument,
+    Phase,
+    Unavailable,
+)
+from eastwest.http2 import Code, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.rpc import error_from_trailers
 from eastwest.v1 import kv_transfer_pb2 as wire
-from kv_transfer import http2
+from kv_transfer.dial import connect
 from kv_transfer.frame_codec import Message
-from kv_transfer.http2 import Code, Fields, Inbound, Kind, MessageBuffer, ProtocolError
-from kv_transfer.push_server import PUSH_METHOD, keep_alive
+from kv_transfer.parts import Parts
+from kv_transfer.push_server import PUSH_METHOD
 
+IDLE_S = 30.0
 _RECEIPT_BYTES_MAX = 1 << 16
 _PARTS_MAX = 256  # of one system call; systems allow 1024
-_STATUS = {int(code.value[0]): code for code in grpc.StatusCode}
+T = TypeVar("T")
 
 
 class PushClient:
-    """Calls to one address, over one connection at a time, made when it is needed."""
+    """Calls to one address, over one connection at a time, made when it is needed.
 
-    def __init__(self, address: str) -> None:
+    idle_s: where a message is not taken, or a receipt not given, for so long, the connection is
+    broken: what is on it may have been damaged beyond what a receiver can answer.
+    """
+
+    def __init__(self, address: str, *, idle_s: float = IDLE_S) -> None:
         self._address = address
+        self._idle_s = idle_s
         self._link: _Link | None = None
         self._making = asyncio.Lock()
         self._closed = False
@@ -54,8 +67,24 @@ class PushClient:
                 self._link.close()
                 self._link = None
             if self._link is None:
-                self._link = _Link(await _connect(self._address), self._address)
+                self._link = _Link(await connect(self._address), self._address)
             return self._link
+
+    async def in_time(self, step: Awaitable[T]) -> T:
+        """A step of a call, within `idle_s`; else `Unavailable`, also for all other calls."""
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await step
+        except TimeoutError:
+            error = Unavailable(f"{self._address} was silent for {self._idle_s:g} s")
+            if self._link is not None:
+                self._link.break_off(error)
+            raise error from None
+
+    def distrust(self, error: EastWestError) -> None:
+        """The receiver made no sense of a call: what came before on the connection is damaged."""
+        if self._link is not None:
+            self._link.break_off(Unavailable(f"{self._address} refused a call: {error.message}"))
 
     async def close(self) -> None:
         """End every call, and allow no more. Idempotent."""
@@ -85,6 +114,8 @@ class PushStream:
     ) -> None:
         if self._call is not None:
             self._call.cancel()
+        if isinstance(error, (Incompatible, InternalError, InvalidArgument)):
+            self._client.distrust(error)
 
     async def write(self, message: Message) -> None:
         """Returns when the system has taken it; other tasks get a turn before.
@@ -93,46 +124,19 @@ class PushStream:
         Cancelled, it leaves nothing behind that reads `message`.
         """
         call = await self._begun()
-        await call.send(message)
+        await self._client.in_time(call.send(message))
         await asyncio.sleep(0)
 
     async def finish(self) -> wire.PushReceipt:
         """Say that there is no more; what the receiver made of it."""
         call = await self._begun()
-        return await call.finish()
+        return await self._client.in_time(call.finish())
 
     async def _begun(self) -> _Call:
         if self._call is None:
-            link = await self._client.link()
+            link = await self._client.in_time(self._client.link())
             self._call = link.begin(self._timeout_s)
         return self._call
-
-
-class _Parts:
-    """Bytes that lie in several places. size: of all that is left."""
-
-    def __init__(self, parts: list[memoryview]) -> None:
-        self.size = sum(len(part) for part in parts)
-        self.parts = parts
-        self.sent: asyncio.Future[None] | None = None
-
-    def take(self, count: int) -> list[memoryview]:
-        """The first `count` bytes, which are not left any more."""
-        self.size -= count
-        if not self.size:
-            taken, self.parts = self.parts, []
-            return taken
-        for i, part in enumerate(self.parts):
-            if count < len(part):
-                taken = [*self.parts[:i], part[:count]]
-                self.parts[: i + 1] = [part[count:]]
-                return taken
-            count -= len(part)
-        raise AssertionError("more than there is")
-
-    def detach(self) -> None:
-        """Keep a copy of what is left."""
-        self.parts = [memoryview(b"".join(self.parts))]
 
 
 class _Call:
@@ -149,11 +153,11 @@ class _Call:
     async def send(self, message: Message) -> None:
         """One message, in as many frames as the receiver's windows ask for."""
         size = sum(len(part) for part in message)
-        rest = _Parts([memoryview(http2.message_prefix(size)), *(memoryview(p) for p in message)])
+        rest = Parts([memoryview(http2.message_prefix(size)), *(memoryview(p) for p in message)])
         while rest.size:
             count = await self._link.allowance(self, rest.size)
             head = http2.frame_head(Kind.DATA, 0, self.stream, count)
-            out = _Parts([memoryview(head), *rest.take(count)])
+            out = Parts([memoryview(head), *rest.take(count)])
             await self._link.send(out)
 
     async def finish(self) -> wire.PushReceipt:
@@ -198,7 +202,7 @@ class _Link:
         self._frame_bytes = http2.DEFAULT_FRAME_BYTES
         self._more = asyncio.Event()  # a window has grown, or a call has ended
         # Frames on their way out: of each call one at a time, besides small ones.
-        self._out: deque[_Parts] = deque()
+        self._out: deque[Parts] = deque()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connection, self._readable)
         self.post(http2.PREFACE + http2.opening(streams=0))
@@ -240,7 +244,7 @@ class _Link:
         call.result.result()
         raise InternalError("the receiver ended a push that was not finished", phase=Phase.TRANSFER)
 
-    async def send(self, frame: _Parts) -> None:
+    async def send(self, frame: Parts) -> None:
         """Until the system has taken all of it, or the connection is broken, which its calls are
         told."""
         self._post(frame)
@@ -254,7 +258,7 @@ class _Link:
 
     def post(self, frame: bytes) -> None:
         """Send a small frame as soon as may be."""
-        self._post(_Parts([memoryview(frame)]))
+        self._post(Parts([memoryview(frame)]))
 
     def cancel(self, call: _Call) -> None:
         if not call.result.done():
@@ -264,7 +268,7 @@ class _Link:
         self._calls.pop(call.stream, None)
 
     def close(self) -> None:
-        self._break(Unavailable("the connection has been closed"))
+        self.break_off(Unavailable("the connection has been closed"))
         self._socket.close()
 
     def on_settings(self, settings: dict[int, int]) -> None:
@@ -279,7 +283,7 @@ class _Link:
     def on_headers(self, stream: int, fields: Fields, end: bool) -> None:
         call = self._calls.get(stream)
         if call is not None and end:
-            call.end(_error(fields))
+            call.end(error_from_trailers(fields))
             self._more.set()
 
     def on_reset(self, stream: int, code: int) -> None:
@@ -299,7 +303,7 @@ class _Link:
         self.post(http2.frame(Kind.PING, http2.ACK, 0, payload))
 
     def on_goaway(self, code: int) -> None:
-        self._break(Unavailable(f"{self._address} ended the connection with code {code}"))
+        self.break_off(Unavailable(f"{self._address} ended the connection with code {code}"))
 
     def buffer(self, stream: int) -> MessageBuffer[Any] | None:
         call = self._calls.get(stream)
@@ -313,7 +317,7 @@ class _Link:
     def on_data(self, stream: int, size: int, end: bool) -> None:
         pass  # receipts are far smaller than the windows that the opening has set
 
-    def _post(self, frame: _Parts) -> None:
+    def _post(self, frame: Parts) -> None:
         if self.broken is None and (self._out or not self._put(frame)):
             if not self._out:
                 self._loop.add_writer(self._socket, self._writable)
@@ -327,7 +331,7 @@ class _Link:
         if not self._out and self.broken is None:
             self._loop.remove_writer(self._socket)
 
-    def _put(self, frame: _Parts) -> bool:
+    def _put(self, frame: Parts) -> bool:
         """Give the socket what it takes; whether that was all."""
         try:
             while frame.size:
@@ -335,7 +339,7 @@ class _Link:
         except BlockingIOError:
             return False
         except OSError as error:
-            self._break(Unavailable(f"{self._address} is gone: {error}"))
+            self.break_off(Unavailable(f"{self._address} is gone: {error}"))
         return True
 
     def _readable(self) -> None:
@@ -347,9 +351,10 @@ class _Link:
         except BlockingIOError:
             pass
         except (OSError, ProtocolError) as error:
-            self._break(Unavailable(f"{self._address} is gone: {error}"))
+            self.break_off(Unavailable(f"{self._address} is gone: {error}"))
 
-    def _break(self, error: EastWestError) -> None:
+    def break_off(self, error: EastWestError) -> None:
+        """Use the connection no more; its calls end with `error`. Idempotent."""
         if self.broken is not None:
             return
         error.phase = Phase.TRANSFER
@@ -363,37 +368,3 @@ class _Link:
             if sent is not None and not sent.done():
                 sent.set_result(None)  # what became of the frame, the call says
         self._more.set()
-
-
-async def _connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        family, kind, protocol, _, target = found[0]
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setblocking(False)
-            keep_alive(connection)
-            await loop.sock_connect(connection, target)
-        except BaseException:
-            connection.close()
-            raise
-    except (OSError, ValueError) as error:
-        message = f"{address} cannot be reached: {error}"
-        raise Unavailable(message, phase=Phase.TRANSFER) from error
-    return connection
-
-
-def _error(fields: Fields) -> EastWestError | None:
-    """The typed error that trailers name, None for none."""
-    named = dict(fields)
-    number = named.get("grpc-status", "")
-    code = _STATUS.get(int(number) if number.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
-    if code is grpc.StatusCode.OK:
-        return None
-    if not number:
-        return Unavailable(f"the answer was HTTP status {named.get(':status')}")
-    metadata = grpc.aio.Metadata(*fields)
-    message = unquote(named.get("grpc-message", ""))
-    return error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message))

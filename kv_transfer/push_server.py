@@ -8,17 +8,16 @@ receiving it: here a frame is received into the buffer from which it is checked 
 from __future__ import annotations
 
 import asyncio
-import socket
 from urllib.parse import quote
 
 import grpc
 from hpack import Encoder
 
+from eastwest import http2
 from eastwest.clock import Clock
 from eastwest.errors import EastWestError, Incompatible, Unavailable
-from eastwest.rpc import error_metadata
-from kv_transfer import http2
-from kv_transfer.http2 import Code, Credit, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.http2 import Code, Credit, Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.rpc import error_metadata, keep_alive
 from kv_transfer.intake import FrameIntake
 from kv_transfer.landing import Landing
 from kv_transfer.receiver import Receiver
@@ -26,6 +25,9 @@ from kv_transfer.receiver import Receiver
 PUSH_METHOD = "/eastwest.v1.KvTransfer/Push"
 # Calls at once on one connection; each has a buffer for one message.
 STREAMS_MAX = 256
+CONNECTIONS_MAX = 1024
+# Answers that wait for one client. All that it is due at once takes less.
+UNREAD_BYTES_MAX = 1 << 20
 _CONTENT = ("content-type", "application/grpc")
 
 
@@ -48,9 +50,11 @@ class PushServer:
     async def start(self, host: str, port: int = 0) -> int:
         """Listen; the port. Raises OSError where it is taken."""
         loop = asyncio.get_running_loop()
+        # In two steps, so that who is cancelled meanwhile leaves no socket behind.
         self._server = await loop.create_server(
-            lambda: _Connection(self, self._connections), host, port
+            lambda: _Connection(self, self._connections), host, port, start_serving=False
         )
+        await self._server.start_serving()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -91,10 +95,13 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        keep_alive(transport.get_extra_info("socket"))
         self._transport = transport
+        if len(self._connections) >= CONNECTIONS_MAX:
+            transport.abort()
+            return
+        keep_alive(transport.get_extra_info("socket"))
         self._connections.add(self)
-        transport.write(http2.opening(streams=STREAMS_MAX))
+        self._send(http2.opening(streams=STREAMS_MAX))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._inbound.room()
@@ -118,9 +125,16 @@ class _Connection(asyncio.BufferedProtocol):
             self.on_error(stream, error)
         self._goaway(Code.NO_ERROR)
 
+    def _send(self, data: bytes) -> None:
+        """Write, to a client that reads: one that only asks is cut off."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            self._transport.abort()
+
     def on_settings(self, settings: dict[int, int]) -> None:
         # What is sent back is far smaller than any window or frame that a peer may set.
-        self._transport.write(http2.frame(Kind.SETTINGS, http2.ACK, 0))
+        self._send(http2.frame(Kind.SETTINGS, http2.ACK, 0))
 
     def on_headers(self, stream: int, fields: Fields, end: bool) -> None:
         if stream in self._calls:
@@ -150,7 +164,7 @@ class _Connection(asyncio.BufferedProtocol):
         pass
 
     def on_ping(self, payload: bytes) -> None:
-        self._transport.write(http2.frame(Kind.PING, http2.ACK, 0, payload))
+        self._send(http2.frame(Kind.PING, http2.ACK, 0, payload))
 
     def on_goaway(self, code: int) -> None:
         pass  # the client closes the connection when its calls have ended
@@ -164,14 +178,14 @@ class _Connection(asyncio.BufferedProtocol):
 
     def on_data(self, stream: int, size: int, end: bool) -> None:
         if back := self._credit.took(size):
-            self._transport.write(http2.window_update(0, back))
+            self._send(http2.window_update(0, back))
         call = self._calls.get(stream)
         if call is None:
             return
         if end:
             self._finish(stream)
         elif back := call.credit.took(size):
-            self._transport.write(http2.window_update(stream, back))
+            self._send(http2.window_update(stream, back))
 
     def _watch(self, stream: int, call: _Call) -> None:
         """End the call if it is silent for too long."""
@@ -192,7 +206,7 @@ class _Connection(asyncio.BufferedProtocol):
         receipt = self._calls[stream].intake.receipt.SerializeToString()
         self._forget(stream)
         data = http2.message_prefix(len(receipt)) + receipt
-        self._transport.write(
+        self._send(
             self._fields(stream, [(":status", "200"), _CONTENT])
             + http2.frame(Kind.DATA, 0, stream, data)
             + self._fields(stream, [("grpc-status", "0")], http2.END_STREAM)
@@ -208,7 +222,7 @@ class _Connection(asyncio.BufferedProtocol):
             *error_metadata(error),
         ]
         # The client need not send the rest of what it has.
-        self._transport.write(
+        self._send(
             self._fields(stream, fields, http2.END_STREAM) + http2.reset(stream, Code.NO_ERROR)
         )
 
@@ -223,19 +237,5 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _goaway(self, code: Code) -> None:
         payload = self._last.to_bytes(4) + code.to_bytes(4)
-        self._transport.write(http2.frame(Kind.GOAWAY, 0, 0, payload))
+        self._send(http2.frame(Kind.GOAWAY, 0, 0, payload))
         self._transport.close()
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished without closing its connection, within 20 s."""
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 2),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),  # milliseconds
-    ):
-        if hasattr(socket, name):
-            connection.setsockopt(level, getattr(socket, name), value)

@@ -48,7 +48,8 @@ class ReceivingRank(Protocol):
     """The receiving side of one rank."""
 
     def open(self, opening: Opening) -> None:
-        """Take frames for it from now on. A transfer id is never used twice."""
+        """Take frames for it from now on. `InvalidArgument` where its id was used before, or where
+        it makes no sense."""
 
     def close(self, transfer_id: str, reason: ErrorCode | None) -> Awaitable[None]:
         """Take no more, from now on; None for a committed one. Late frames are answered `reason`.

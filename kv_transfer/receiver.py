@@ -98,12 +98,9 @@ class Receiver:
     def open(self, opening: Opening) -> None:
         """See `ReceivingRank.open`. Where nothing is to come, it has arrived at once."""
         transfer_id, blocks = opening.transfer_id, range(opening.first_block, opening.num_blocks)
-        assert transfer_id not in self._open, f"transfer {transfer_id} is open already"
-        assert transfer_id not in self._ended, f"transfer {transfer_id} has ended already"
-        assert 0 <= blocks.start <= blocks.stop <= len(opening.blocks), "blocks outside"
-        held = blocks_for(opening.num_tokens, self._kv.block_tokens)
-        assert not blocks or held == blocks.stop, "tokens outside the last block"
-        assert all(0 <= block < self._kv.num_blocks for block in opening.blocks), "unknown blocks"
+        if transfer_id in self._open or transfer_id in self._ended:
+            raise InvalidArgument(f"transfer {transfer_id!r} was opened before; allowed: once")
+        _check_opening(opening, self._kv)
         shard = self._kv.shard
         region = Region(shard.layers, blocks, shard.heads)
         self._open[transfer_id] = _Transfer(opening, region, Coverage(region))
@@ -237,6 +234,16 @@ class Receiver:
             code = self._ended.get(transfer_id) or NotFound.code
             raise error_from(code, f"transfer {transfer_id!r} is not open")
         return transfer
+
+
+def _check_opening(opening: Opening, kv: KVMemory) -> None:
+    first, stop, held = opening.first_block, opening.num_blocks, len(opening.blocks)
+    if not 0 <= first <= stop <= held:
+        raise InvalidArgument(f"blocks {first} to {stop} are to come; allowed: inside 0 to {held}")
+    if first < stop and blocks_for(opening.num_tokens, kv.block_tokens) != stop:
+        raise InvalidArgument(f"token {opening.num_tokens} does not end in block {stop - 1}")
+    if not all(0 <= block < kv.num_blocks for block in opening.blocks):
+        raise InvalidArgument(f"a block is outside 0 to {kv.num_blocks - 1}")
 
 
 def _check_inside(region: Region, reserved: Region) -> None:

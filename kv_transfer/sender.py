@@ -85,6 +85,7 @@ class KvSender:
         self._connections = Connections(
             message_bytes=message_bytes(self._frame_bytes),
             slots=config.inflight_bytes // self._frame_bytes,
+            idle_s=config.lease_s,
         )
         # What was begun and not stopped.
         self._pushes: dict[str, Push | _Unbegun] = {}
@@ -92,7 +93,8 @@ class KvSender:
     def begin(self, ticket: Ticket, blocks: Sequence[int], timeout_s: float) -> None:
         """See `SendingRank.begin`."""
         transfer_id = ticket.transfer_id
-        assert transfer_id not in self._pushes, f"transfer {transfer_id} is being sent already"
+        if transfer_id in self._pushes:
+            raise InvalidArgument(f"transfer {transfer_id!r} is being sent already; allowed: once")
         deliveries: list[Delivery] = []
         try:
             push = self._begin(ticket, tuple(blocks), timeout_s, deliveries)

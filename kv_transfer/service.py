@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from eastwest.clock import Clock
 from eastwest.errors import EastWestError, InvalidArgument
@@ -21,6 +21,7 @@ from eastwest.rpc import abort_with
 from eastwest.types import SampledToken
 from eastwest.v1 import kv_transfer_pb2 as wire
 from eastwest.wire import token_from_wire
+from eastwest.wire.sealed import seal, unseal
 from kv_transfer.intake import FrameIntake
 from kv_transfer.ranks import Missing
 from kv_transfer.receiver import Receiver
@@ -93,6 +94,7 @@ class KvTransferService:
             finished=request.finished,
         )
         return wire.CommitReceipt(
+            transfer_id=request.transfer_id,
             committed=not missing,
             missing=[
                 wire.FrameSlice(
@@ -133,11 +135,7 @@ def _unary(
 
     async def call(message: bytes, context: Context) -> bytes:
         try:
-            request = request_type()
-            request.ParseFromString(message)
-            return (await method(request)).SerializeToString()
-        except DecodeError:
-            await abort_with(context, InvalidArgument("the request is not valid protobuf"))
+            return seal(await method(unseal(request_type, message)))
         except EastWestError as error:
             await abort_with(context, error)
 

@@ -55,6 +55,9 @@ class TransferStats:
 class TransferOwner(Protocol):
     """The worker that reserved the blocks. Called on the event loop, never reentrantly."""
 
+    def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
+        """Raise `InvalidArgument` where a commit with this token could not be carried out."""
+
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
     ) -> None:
@@ -212,13 +215,15 @@ class Transfers:
     ) -> list[Missing]:
         """What is missing, or nothing: then the transfer is committed. Idempotent.
 
-        Raises `StaleEpoch`, `NotFound` or what ended the transfer, `LeaseExpired`. A commit that
-        is refused, or cancelled, leaves the transfer open or sealed.
+        Raises `StaleEpoch`, `NotFound` or what ended the transfer, `LeaseExpired`, and what
+        `TransferOwner.check_commit` does. A commit that is refused, or cancelled, leaves the
+        transfer open or sealed.
         """
         self._check_epoch(epoch)
         if self._committed(transfer_id):
             return []
         transfer = self._find(transfer_id)
+        self._owner.check_commit(transfer_id, first_token, finished)
         if asked := transfer.waiting:
             # A rank's answer comes after what it has told before.
             answers = await asyncio.gather(

@@ -49,8 +49,9 @@ class Target(Protocol):
 class LocalReservations(Protocol):
     """The reservations of the decode worker that shares this replica, if there is one."""
 
-    def blocks_of(self, ticket: Ticket) -> Sequence[int]:
-        """The reserved blocks; raises `LeaseExpired` where the reservation is gone."""
+    def room_of(self, command: Prefill) -> tuple[Sequence[int], int]:
+        """The reserved blocks, and how many of them have their KV already. Raises `LeaseExpired`
+        where the reservation is gone, `InvalidArgument` where it is for something else."""
 
     def holds(self, ticket: Ticket) -> bool:
         """Whether the reservation is still there; its blocks may be written only while it is."""

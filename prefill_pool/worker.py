@@ -16,6 +16,7 @@ from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig
 from eastwest.errors import (
     DeadlineExceeded,
+    Draining,
     EastWestError,
     InternalError,
     InvalidArgument,
@@ -32,7 +33,7 @@ from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.intake import Intake
-from runtime.step_loop import StepLoop, StepResult
+from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class PrefillWorker:
         model: ModelInfo,
         kv: ReplicaKV,
         holdings: Holdings,
-        loop: StepLoop,
+        loop: Stepping,
         sender: GroupSender,
         store: BlockStore | None,
         local: LocalReservations,
@@ -119,6 +120,19 @@ class PrefillWorker:
                 self._report(job, DeadlineExceeded(f"the deadline passed in phase {phase}"))
                 self._cancel(job)
 
+    @property
+    def idle(self) -> bool:
+        """See `runtime.leaving.Side`."""
+        return not (self._jobs or self._holdings.retiring)
+
+    def give_back(self, error: Draining) -> None:
+        """End all jobs; their routers are told."""
+        for job in self._jobs.values():
+            if not job.ending:
+                job.ending = True
+                self._report(job, error)
+                self._cancel(job)
+
     def owners(self) -> Collection[Owner]:
         """Owners of blocks that live, for the auditor."""
         return [j.owner for j in self._jobs.values() if j.blocks and not j.local]
@@ -144,17 +158,21 @@ class PrefillWorker:
     def _admit(self, router_id: str, command: Prefill) -> Job:
         if len(self._jobs) >= self._pool.waiting_max:
             raise Overloaded(f"the prefill worker holds {len(self._jobs)} requests, its most")
-        if command.request_id in self._jobs:
+        owner = Owner(OwnerKind.PREFILL, command.request_id)
+        if command.request_id in self._jobs or owner in self._holdings.ledger:
             raise InvalidArgument(f"request {command.request_id!r} is being prefilled already")
-        check_work(self._model, command)
-        now, given = self._clock.now_ns(), command.given
+        given = check_work(self._model, command)
+        transfer_id = command.ticket.transfer_id
+        if any(job.command.ticket.transfer_id == transfer_id for job in self._jobs.values()):
+            raise InvalidArgument(f"transfer {transfer_id!r} is being filled by another request")
+        now = self._clock.now_ns()
         self._intake.check_fits("the prompt needs", blocks_for(len(given), self._kv.block_tokens))
         seed = hash_seed(self._model.fingerprint, command.salt)
         return Job(
             command=command,
-            given=given,
+            given=command.given,
             router_id=router_id,
-            owner=Owner(OwnerKind.PREFILL, command.request_id),
+            owner=owner,
             stop_rule=StopRule.of(command.sampling, self._model.eos_ids, command.max_tokens),
             hashes=block_hashes(given, self._kv.block_tokens, seed),
             received_ns=now,
@@ -185,8 +203,8 @@ class PrefillWorker:
         ticket = job.command.ticket
         usable = reusable_blocks(len(job.given), self._kv.block_tokens)
         if job.local:
-            job.blocks = self._local.blocks_of(ticket)
-            job.present_tokens = min(usable, ticket.first_block) * self._kv.block_tokens
+            job.blocks, present = self._local.room_of(job.command)
+            job.present_tokens = min(usable, present) * self._kv.block_tokens
             return self._local.target(ticket)
         hashes, total = job.hashes[:usable], blocks_for(len(job.given), self._kv.block_tokens)
         taken = await self._intake.take(job.owner, job.router_id, hashes, total)
@@ -253,6 +271,8 @@ class PrefillWorker:
     # Steps.
 
     def plan(self) -> list[StepRow]:
+        if not self._jobs:
+            return []
         self._drop_orphans()
         self._planned = self._scheduler.plan()
         rows = []

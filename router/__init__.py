@@ -9,6 +9,7 @@ attempt        one try at it on one pair of workers
 admission      who may enter, and who waits
 placement      which pair of workers serves a request; policies
 fleet          the workers, and how loaded each is
+drains         workers that leave, and where their requests go
 settling       KV on its way to rest after its request has ended
 timers         when each request must next be looked at
 
@@ -16,6 +17,7 @@ What performs:
 
 server         the gRPC server around it all
 service        the public calls, from bytes to ending
+cluster_service  the operator's calls
 edge           outside input, validated once
 conversations  sessions: prompt and continuation
 text           tokenizer, and text from streamed tokens
@@ -24,4 +26,5 @@ shell          performs actions; owns links, client streams and the timer
 links          the control stream to one worker
 streams        one request's output on its way to the client
 reports        what the router says of itself
+views          what it shows of itself at one moment
 """

@@ -91,7 +91,7 @@ def load_chat_template(directory: Path, clock: Clock) -> ChatTemplate:
     """
     config = _tokenizer_config(directory / "tokenizer_config.json")
     tokens = {name: config.get(name) for name in _SPECIAL_TOKENS}
-    spelled = {n: t["content"] if isinstance(t, dict) else t for n, t in tokens.items()}
+    spelled = {n: t.get("content") if isinstance(t, dict) else t for n, t in tokens.items()}
     special = {name: token for name, token in spelled.items() if isinstance(token, str)}
     path = directory / "chat_template.jinja"
     try:

@@ -91,8 +91,9 @@ class Conversations:
     ) -> None:
         """Put the session back after a good ending; without a session, do nothing.
 
-        output: the tokens of the answer `text`, without what ended it. A store that does not take
-        the record does not fail the request.
+        output: the tokens of the answer `text`, without what ended it. A store that does not answer
+        does not fail the request. `Overloaded` where another router has put a turn of the session
+        there meanwhile: this one is not part of the conversation.
         """
         if ask.session is None:
             return
@@ -106,12 +107,15 @@ class Conversations:
             updated_s=self._clock.wall_s(),
             version=turn.version + 1,
         )
-        await self._at_hand.put(record)
         try:
             if self._store is not None:
                 await self._store.put(record)
+        except Overloaded:
+            await self._at_hand.delete(record.tenant, record.session_id)
+            raise
         except EastWestError as error:
             log.warning("session %r is not stored: %s", record.session_id, error.message)
+        await self._at_hand.put(record)
 
     def output_before(self, token_ids: Sequence[int], text: str) -> tuple[int, ...]:
         """Tokens whose text is `text`: as many of `token_ids` as spell a beginning of it, then

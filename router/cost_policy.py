@@ -13,7 +13,7 @@ batch waits for the prompt, which is counted.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from eastwest.ports import ServingCosts
@@ -24,8 +24,8 @@ from router.requests import Request
 
 # How much more a second counts that comes after its target.
 _LATE = 10.0
-# Workers of each phase that are held against each other in pairs.
-_SHORTLIST = 4
+# Workers that are looked at closely: by their load, and by what they hold.
+_CALM, _HOLDING = 3, 1
 
 
 class Costs(ServingCosts, Protocol):
@@ -43,7 +43,8 @@ class LeastCost:
 
     def place(self, request: Request, workers: Sequence[Worker], known: Known) -> Placement | None:
         """See the protocol. `Placement.considered` says what was predicted, best first."""
-        candidates = self._candidates(request, workers, known)
+        view = _View(request, known, self._costs, workers)
+        candidates = [view.candidate(*pair) for pair in self._pairs(view)]
         candidates.sort(key=lambda c: (c.score, c.decode.worker_id, c.prefill.worker_id))
         for candidate in candidates:
             # Where a pair is better that takes no prompt now, waiting for one like it is better
@@ -56,73 +57,104 @@ class LeastCost:
                 return Placement(candidate.prefill, candidate.decode, blocks, considered=considered)
         return None
 
-    def _candidates(
-        self, request: Request, workers: Sequence[Worker], known: Known
-    ) -> list[Candidate]:
-        """The pairs that are worth a closer look, in no order; their prefill workers may be busy
-        beyond what they take."""
+    def _pairs(self, view: _View) -> list[tuple[Worker, Worker]]:
+        """Those that are worth a closer look; their prefill workers may be busy beyond what they
+        take."""
+        workers, request = view.workers, view.request
         seats = [w for w in workers if w.decodes and has_room(w, w.blocks_of(request))]
-        alone = [w for w in seats if self._conditional or w.info.role is Role.AGGREGATED]
-        ranked = [
-            (self._first_token(request, w, known).seconds + self._joined_s(w), w)
-            for w in alone
-            if takes_prompt(w)
-        ]
-        pairs = [(w, w) for w in _least(ranked)]
+        able = [w for w in seats if self._conditional or w.info.role is Role.AGGREGATED]
+        pairs = [(w, w) for w in view.shortlist([w for w in able if takes_prompt(w)], _busy)]
         for kind in sorted({w.kind for w in seats}):
-            sources = [w for w in workers if w.kind == kind and w.info.role is Role.PREFILL]
-            fast = _least([(self._first_token(request, w, known).seconds, w) for w in sources])
-            of_kind = [w for w in seats if w.kind == kind and w.info.role is Role.DECODE]
-            calm = _least([(self._joined_s(w), w) for w in of_kind])
+            sources = [w for w in workers if w.info.role is Role.PREFILL and w.kind == kind]
+            fast = view.shortlist(sources, view.to_compute)
+            decode = [w for w in seats if w.info.role is Role.DECODE and w.kind == kind]
+            calm = view.shortlist(decode, _busy) if fast else []
             pairs += [(p, d) for p in fast for d in calm]
-        behind = known.waiting / max(1, sum(w.info.role is not Role.DECODE for w in workers))
-        return [self._candidate(request, p, d, known, behind) for p, d in pairs]
+        return pairs
 
-    # Predictions.
 
-    def _first_token(self, request: Request, worker: Worker, known: Known) -> _FirstToken:
-        """What the request waits for at this worker."""
-        given, info = len(request.prompt), worker.info
-        there = min(known.reusable_tokens(worker), given - 1)
-        queue_s = self._costs.prompt_s(info, worker.waiting_tokens, 0)
-        prefill_s = self._costs.prompt_s(info, given - there, there)
-        if sequences := worker.decoding_sequences:
-            # Every chunk shares its step with the running batch.
-            chunks = -(-(given - there + worker.waiting_tokens) // info.step_tokens)
-            prefill_s += chunks * self._costs.step_s(info, sequences, worker.context_tokens)
-        return _FirstToken(there, queue_s, prefill_s)
+class _View:
+    """One request, among workers as they are now."""
 
-    def _joined_s(self, worker: Worker, given: int = 0) -> float:
-        """Seconds of a decode step with one sequence more."""
-        sequences = worker.decoding_sequences + 1
-        return self._costs.step_s(worker.info, sequences, worker.context_tokens + given)
+    def __init__(
+        self, request: Request, known: Known, costs: Costs, workers: Sequence[Worker]
+    ) -> None:
+        self.request = request
+        self.workers = workers
+        self._known = known
+        self._costs = costs
+        self._given = len(request.prompt)
+        self._output = max(1.0, min(float(request.max_tokens), costs.usual_output))
+        prefilling = sum(w.info.role is not Role.DECODE for w in workers)
+        # Of those who wait, how many come for each prefill worker.
+        self._behind = known.waiting / max(1, prefilling)
+        self._first: dict[Worker, _FirstToken] = {}
+        self._decode: dict[Worker, _Steps] = {}
 
-    def _candidate(
-        self, request: Request, prefill: Worker, decode: Worker, known: Known, behind: float
-    ) -> Candidate:
-        """behind: of those who wait, how many come for each prefill worker."""
-        given, slo = len(request.prompt), request.slo
-        output = max(1.0, min(float(request.max_tokens), self._costs.usual_output))
-        first = self._first_token(request, prefill, known)
+    def shortlist(self, workers: list[Worker], load: Callable[[Worker], float]) -> Iterable[Worker]:
+        """The least loaded, and who holds most of the prompt."""
+        if len(workers) <= _CALM + _HOLDING:
+            return workers
+        calm = heapq.nsmallest(_CALM, workers, key=lambda w: (load(w), w.worker_id))
+        holding = heapq.nsmallest(
+            _HOLDING, workers, key=lambda w: (-self._known.cached_tokens(w), load(w), w.worker_id)
+        )
+        return dict.fromkeys((*calm, *holding))
+
+    def to_compute(self, worker: Worker) -> float:
+        """Prompt tokens until the first token: those of others, and what is not there."""
+        return worker.waiting_tokens + self._given - self._known.reusable_tokens(worker)
+
+    def candidate(self, prefill: Worker, decode: Worker) -> Candidate:
+        """What is predicted of a pair."""
+        slo, output = self.request.slo, self._output
+        first, steps = self._first_token(prefill), self._steps(decode)
         in_place = prefill is decode
         exposed_s = 0.0
         if not in_place:
-            missing = given - known.cached_tokens(decode)
+            missing = self._given - self._known.cached_tokens(decode)
             moving_s = self._costs.transfer_s(prefill.info, decode.info, missing)
             exposed_s = max(0.0, moving_s - first.prefill_s)
-        step_s = self._joined_s(decode, given)
-        own = _share(first.seconds, slo.ttft_s) + _share(step_s + exposed_s / output, slo.tpot_s)
-        batch = decode.decoding_sequences
-        before_s = self._costs.step_s(decode.info, batch, decode.context_tokens)
+        own = _share(first.seconds, slo.ttft_s)
+        own += _share(steps.joined_s + exposed_s / output, slo.tpot_s)
         stall_s = first.prefill_s / output if in_place else 0.0
-        others = batch * (_share(step_s + stall_s, slo.tpot_s) - _share(before_s, slo.tpot_s))
+        after, before = (
+            _share(steps.joined_s + stall_s, slo.tpot_s), _share(steps.before_s, slo.tpot_s)
+        )  # fmt: skip
+        others = decode.decoding_sequences * (after - before)
         if prefill.info.role is not Role.DECODE:
             busy = min(1.0, prefill.waiting_tokens / prefill.info.step_tokens)
-            others += (busy + behind) * first.prefill_s / slo.ttft_s
+            others += (busy + self._behind) * first.prefill_s / slo.ttft_s
         return Candidate(
-            prefill, decode, first.there, first.queue_s, first.prefill_s, exposed_s, step_s, own,
-            others,
+            prefill, decode, first.there, first.queue_s, first.prefill_s, exposed_s,
+            steps.joined_s, own, others,
         )  # fmt: skip
+
+    def _first_token(self, worker: Worker) -> _FirstToken:
+        if (found := self._first.get(worker)) is None:
+            found = self._first[worker] = self._first_token_of(worker)
+        return found
+
+    def _first_token_of(self, worker: Worker) -> _FirstToken:
+        given, info, costs = self._given, worker.info, self._costs
+        there = min(self._known.reusable_tokens(worker), given - 1)
+        queue_s = costs.prompt_s(info, worker.waiting_tokens, 0)
+        prefill_s = costs.prompt_s(info, given - there, there)
+        if sequences := worker.decoding_sequences:
+            # Every chunk shares its step with the running batch.
+            chunks = -(-(given - there + worker.waiting_tokens) // info.step_tokens)
+            prefill_s += chunks * costs.step_s(info, sequences, worker.context_tokens)
+        return _FirstToken(there, queue_s, prefill_s)
+
+    def _steps(self, worker: Worker) -> _Steps:
+        if (found := self._decode.get(worker)) is None:
+            info, many = worker.info, worker.decoding_sequences
+            context = worker.context_tokens
+            found = self._decode[worker] = _Steps(
+                self._costs.step_s(info, many, context),
+                self._costs.step_s(info, many + 1, context + self._given),
+            )
+        return found
 
 
 class _FirstToken(NamedTuple):
@@ -138,13 +170,19 @@ class _FirstToken(NamedTuple):
         return self.queue_s + self.prefill_s
 
 
+class _Steps(NamedTuple):
+    """A decode step as it is, and with one sequence more."""
+
+    before_s: float
+    joined_s: float
+
+
+def _busy(worker: Worker) -> float:
+    """By what decode steps take, roughly; a worker's prompts stall them."""
+    return worker.decoding_sequences + worker.waiting_tokens / worker.info.step_tokens
+
+
 def _share(seconds: float, target_s: float) -> float:
     """Of a target, with what is beyond it counted `_LATE` times."""
     share = seconds / target_s
     return share + _LATE * max(0.0, share - 1)
-
-
-def _least(ranked: list[tuple[float, Worker]]) -> list[Worker]:
-    """Those that are to be looked at closely."""
-    best = heapq.nsmallest(_SHORTLIST, ranked, key=lambda r: (r[0], r[1].worker_id))
-    return [worker for _, worker in best]

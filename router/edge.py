@@ -15,7 +15,7 @@ from blake3 import blake3
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from eastwest.clock import ns
+from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
 from eastwest.messages import ModelInfo
@@ -199,6 +199,8 @@ def _messages(
     turns = tuple(ChatMessage(m.role, m.content) for m in messages)
     if not turns:
         raise InvalidArgument("messages is empty; allowed: at least one message")
+    if len(turns) > limits.messages:
+        raise TooLarge(f"messages has {len(turns)} entries; allowed: at most {limits.messages}")
     for turn in turns:
         if turn.role not in ROLES:
             raise InvalidArgument(f"role is {turn.role!r}; allowed: {', '.join(ROLES)}")
@@ -252,7 +254,17 @@ def _sampling(
         raise InvalidArgument(
             f"a stop string has {longest} bytes; allowed: at most {limits.stop_bytes}"
         )
+    if len(sampling.stop_token_ids) > limits.stop_tokens:
+        raise InvalidArgument(
+            f"stop_token_ids has {len(sampling.stop_token_ids)} entries; allowed: at most "
+            f"{limits.stop_tokens}"
+        )
     _check_ids("stop_token_ids", sampling.stop_token_ids, model)
+    asked = max(sampling.max_tokens or 0, sampling.min_tokens)
+    if limits.max_tokens is not None and asked > limits.max_tokens:
+        raise InvalidArgument(
+            f"max_tokens or min_tokens is {asked}; allowed: at most {limits.max_tokens}"
+        )
     seed = rng.randint(0, SEED_MAX) if sampling.seed is None else sampling.seed
     return replace(sampling, seed=seed)
 
@@ -264,6 +276,10 @@ def resolve_max_tokens(
     left = model.context_tokens - prompt_tokens
     if prompt_tokens < 1:
         raise InvalidArgument("the prompt has no tokens; allowed: at least one")
+    if limits.prompt_tokens is not None and prompt_tokens > limits.prompt_tokens:
+        raise TooLarge(
+            f"the prompt has {prompt_tokens} tokens; allowed: at most {limits.prompt_tokens}"
+        )
     if left < 1:
         raise InvalidArgument(
             f"the prompt has {prompt_tokens} tokens; allowed: below the context of "
@@ -277,7 +293,8 @@ def resolve_max_tokens(
         )
     if sampling.max_tokens is not None:
         return sampling.max_tokens
-    return min(max(limits.default_max_tokens, sampling.min_tokens), left)
+    most = left if limits.max_tokens is None else min(left, limits.max_tokens)
+    return min(max(limits.default_max_tokens, sampling.min_tokens), most)
 
 
 def cache_salt(tenant: str) -> str:
@@ -291,4 +308,5 @@ def deadline_ns(accepted_ns: int, remaining_s: float | None, limits: LimitsConfi
         return accepted_ns + ns(limits.default_timeout_s)
     if remaining_s <= 0:
         raise DeadlineExceeded("the deadline passed before admission", phase=Phase.ADMISSION)
+    remaining_s = min(remaining_s, DURATION_MAX_S)
     return accepted_ns + ns(remaining_s - min(ANSWER_S, remaining_s / 10))

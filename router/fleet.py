@@ -8,6 +8,8 @@ refers to the former can do no harm:
      ▼└── any event
     DOWN and silent (its stream is open, but it has not spoken for too long)
 
+One that drains (`router.drains`) is up, and gets no new work.
+
 Load is an estimate: what the worker last reported, and what this router has placed there since.
 """
 
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from eastwest.blocks import sequence_blocks
-from eastwest.errors import InvalidArgument
+from eastwest.errors import InvalidArgument, NotFound, Unavailable
 from eastwest.messages import Abort, Command, Liveness, Load, WorkerInfo
 from eastwest.types import Role
 from router.requests import Action, Request, Send
@@ -57,6 +59,7 @@ class Worker:
     heard_ns: int
     liveness: Liveness = Liveness.UP
     silent: bool = False
+    draining: bool = False
     load: Load | None = None
     refused_until_ns: int = 0
     prompt_tokens: int = 0
@@ -199,7 +202,9 @@ class Fleet:
     def current(self, worker_id: str, epoch: int) -> Worker | None:
         """The worker where it is of this epoch and its stream is open."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.info.epoch != epoch or not (worker.up or worker.silent):
+        if worker is None or worker.info.epoch != epoch:
+            return None
+        if worker.liveness is not Liveness.UP and not worker.silent:
             return None
         return worker
 
@@ -213,6 +218,20 @@ class Fleet:
     def up(self) -> list[Worker]:
         """The workers that are up, in order of their first appearance."""
         return [w for w in self._workers.values() if w.up]
+
+    def open(self) -> list[Worker]:
+        """Those of them that take work, for they do not leave."""
+        return [w for w in self._workers.values() if w.up and not w.draining]
+
+    def reachable(self, worker_id: str) -> Worker:
+        """The worker, which is up; raises `NotFound` or `Unavailable` where it is not."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            known = ", ".join(w.worker_id for w in self.up()) or "none is connected"
+            raise NotFound(f"worker {worker_id!r} is not known to this router; allowed: {known}")
+        if not worker.up:
+            raise Unavailable(f"{worker} is down; allowed: workers that are up")
+        return worker
 
     def check_fits(self, request: Request) -> None:
         """Raise `InvalidArgument` where no known decode worker, up or not, could hold the request
@@ -231,4 +250,7 @@ class Fleet:
         )
 
     def views(self) -> tuple[WorkerView, ...]:
-        return tuple(WorkerView(w.info, w.liveness, w.load) for w in self._workers.values())
+        return tuple(
+            WorkerView(w.info, Liveness.DRAINING if w.up and w.draining else w.liveness, w.load)
+            for w in self._workers.values()
+        )

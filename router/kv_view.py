@@ -179,9 +179,8 @@ class KvView:
         hashes = chains.setdefault(request.request_id, {}).get(chain)
         if hashes is None:
             usable = reusable_blocks(len(request.prompt), chain.block_tokens)
-            tokens = request.prompt[: usable * chain.block_tokens]
             seed = hash_seed(chain.fingerprint, request.salt)
-            hashes = block_hashes(tokens, chain.block_tokens, seed)
+            hashes = block_hashes(request.prompt, chain.block_tokens, seed)[:usable]
             chains[request.request_id][chain] = hashes
         return self.index.match(hashes)
 

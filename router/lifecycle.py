@@ -72,9 +72,10 @@ class Lifecycle:
     """A request from admission to its end. Methods append the actions to perform to `out`.
 
     attempts_left: placements that may still be lost. wake_ns: when `expire` must be called.
-    failed_on: workers that lost an attempt; others are preferred. attempt: the latest one, None
-    before the first. loss: what ended the latest one that was lost. error: how it ended, where it
-    did not end well. migrations: attempts lost after the first token, each followed by another one.
+    failed_on: workers that lost an attempt; suspects: their partners, where it was lost between
+    them; others are preferred. attempt: the latest one, None before the first. loss: what ended the
+    latest one that was lost. error: how it ended, where it did not end well. migrations: attempts
+    lost or moved after the first token, each followed by another one.
     """
 
     request: Request
@@ -83,6 +84,7 @@ class Lifecycle:
     wake_ns: int
     state: State = State.QUEUED
     failed_on: list[Worker] = field(default_factory=list)
+    suspects: list[Worker] = field(default_factory=list)
     attempt: Attempt | None = None
     loss: EastWestError | None = None
     error: EastWestError | None = None
@@ -177,6 +179,9 @@ class Lifecycle:
         attempt = self._tried()
         if self.state is not State.PREFILLING or worker is not attempt.prefill:
             return
+        if len(self._tokens) >= self.request.max_tokens:
+            self._overdone(worker, out)
+            return
         self.state = State.DECODING
         attempt.fill()
         if attempt.resumed:
@@ -222,14 +227,18 @@ class Lifecycle:
         self, worker: Worker, output: SequenceOutput, now_ns: int, out: list[Action]
     ) -> None:
         """New tokens, or with the first of them the end of TRANSFER. Called for every token."""
-        attempt = self._tried()
-        if worker is not attempt.decode:
+        attempt = self.attempt
+        assert attempt is not None
+        if worker is not attempt.placement.decode:
             return
         if self.state is not State.DECODING:
             if self.state is State.PREFILLING:
                 attempt.held.append(output)
             return
         if tokens := output.tokens:
+            if len(self._tokens) + len(tokens) > self.request.max_tokens:
+                self._overdone(worker, out)
+                return
             if not attempt.joined:
                 self._joined(attempt, output.first_step, now_ns)
             self.marks.last_token_ns = now_ns
@@ -257,7 +266,7 @@ class Lifecycle:
     def failed(self, worker: Worker, event: Failed, out: list[Action]) -> None:
         """A worker has ended its part, and holds nothing any more."""
         attempt = self._tried()
-        if not self._needs(worker):
+        if not self.needs(worker):
             return
         attempt.drop(worker)
         error = error_from(event.code, event.message, phase=event.phase)
@@ -265,25 +274,46 @@ class Lifecycle:
             # Refused, not lost: nothing was tried. The deadline bounds how often.
             self._retry(error, out)
             return
+        if event.code is ErrorCode.DRAINING:
+            self._move(error, out)
+            return
         if event.code is ErrorCode.DEADLINE_EXCEEDED:
             # The same deadline as ours, seen by another clock; where the request was, we know.
             error = self._too_late()
         elif error.status.retriable or (attempt.resumed and isinstance(error, InvalidArgument)):
             # What others have taken is not the client's fault: this worker is too small for it.
             error = Unavailable(f"{worker} failed: {event.message}", phase=event.phase)
+        if event.phase is Phase.TRANSFER:
+            # Either end may be at fault, or what is between them.
+            self.suspects += [w for w in (attempt.prefill, attempt.decode) if w is not worker]
         self._lose(worker, error, out)
+
+    def _overdone(self, worker: Worker, out: list[Action]) -> None:
+        """The worker goes on past what was asked for: nothing that it says can be relied on."""
+        message = f"it gave more than max_tokens, {self.request.max_tokens}"
+        self.failed(worker, Failed(self.work_id, ErrorCode.INTERNAL, message, self.phase), out)
 
     def bereave(
         self, worker: Worker, reason: str, patience_ns: int, now_ns: int, out: list[Action]
     ) -> None:
         """A worker is gone, or silent and treated as such. patience_ns: how long KV that may have
         left a prefill worker is given to show itself at the decode worker."""
-        if not self._needs(worker):
+        if not self.needs(worker):
             return
         if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
             self.wake_ns = min(self.wake_ns, now_ns + patience_ns)
             return
         self._lose(worker, Unavailable(f"{worker} is gone ({reason})", phase=self.phase), out)
+
+    def leave(self, worker: Worker, out: list[Action]) -> bool:
+        """The worker is to be free of it: go on elsewhere, at no attempt's cost. False where there
+        is nothing to leave, or only KV that is on its way from there."""
+        if not self.needs(worker):
+            return False
+        if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
+            return False
+        self._move(Unavailable(f"{worker} is to be free of it", phase=self.phase), out)
+        return True
 
     def expire(self, now_ns: int, out: list[Action]) -> None:
         """`wake_ns` has come, or was moved since."""
@@ -313,7 +343,7 @@ class Lifecycle:
         self.error = error
         out.append(End(self.request.request_id, error))
 
-    def _needs(self, worker: Worker) -> bool:
+    def needs(self, worker: Worker) -> bool:
         """Whether losing `worker` matters."""
         if self.attempt is None or self.state in (State.QUEUED, State.ENDED):
             return False
@@ -337,6 +367,11 @@ class Lifecycle:
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the deadline passed in phase {self.phase}", phase=self.phase)
+
+    def _move(self, loss: EastWestError, out: list[Action]) -> None:
+        # Where room was only asked for, nothing has run there.
+        self.migrations += bool(self._tokens) and self.state is not State.RESERVING
+        self._retry(loss, out)
 
     def _retry(self, loss: EastWestError, out: list[Action]) -> None:
         self.loss = loss

@@ -7,21 +7,17 @@ States: CONNECTING (dialling, greeting or backing off) -> UP (welcomed) -> CONNE
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn, Protocol
-
-import grpc
-import grpc.aio
 
 from eastwest.errors import EastWestError, Incompatible, Unavailable
 from eastwest.messages import PROTOCOL_VERSION, Command, Event, WorkerInfo
-from eastwest.rpc import CONTROL_MESSAGE_BYTES, channel_options, error_from_rpc
 from eastwest.v1 import worker_pb2 as worker
-from eastwest.v1 import worker_pb2_grpc as worker_grpc
 from eastwest.wire import command_to_wire, event_from_wire, welcome_from_wire
+from router.control_stream import ControlStream
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +25,6 @@ GREETING_TIMEOUT_S = 5.0
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 2.0
 BATCH_BYTES = 1 << 20
-
-_Call = grpc.aio.StreamStreamCall[worker.RouterMessage, worker.WorkerMessage]
-_Messages = AsyncIterator[worker.WorkerMessage]
 
 
 class LinkOwner(Protocol):
@@ -77,6 +70,7 @@ class WorkerLink:
         self._up = False
         self._failures = 0
         self._last_reason = ""
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -102,6 +96,7 @@ class WorkerLink:
 
     async def close(self) -> None:
         """End the stream for good; a worker that was up is reported down. Idempotent."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -109,6 +104,9 @@ class WorkerLink:
     async def _run(self) -> None:
         while True:
             error = await self._connection()
+            if self._closed:
+                # A group of tasks that ends by an error takes a cancellation for its own.
+                return
             self._note(error)
             ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failures, 16))
             self._failures += 1
@@ -127,31 +125,25 @@ class WorkerLink:
 
     async def _connection(self) -> EastWestError:
         """One connection from dial to end; returns why it ended."""
-        # A channel of its own for each attempt: gRPC's own reconnect backoff, which a shared
-        # channel remembers, would come on top of this one.
-        options = [*channel_options(CONTROL_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
-            stub = worker_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
-            call: _Call = stub.Control()
-            messages = aiter(call)
+        stream = ControlStream(self.address)
+        try:
             try:
                 async with asyncio.timeout(GREETING_TIMEOUT_S):
-                    info = await self._greet(call, messages)
+                    await stream.open()
+                    info = await self._greet(stream)
             except TimeoutError:
                 return Unavailable(f"no greeting within {GREETING_TIMEOUT_S} s")
-            except grpc.aio.AioRpcError as error:
-                return error_from_rpc(error)
             except EastWestError as error:
                 return error
-            return await self._converse(call, messages, info)
+            return await self._converse(stream, info)
+        finally:
+            await stream.close()
 
-    async def _greet(self, call: _Call, messages: _Messages) -> WorkerInfo:
+    async def _greet(self, stream: ControlStream) -> WorkerInfo:
         hello = worker.Hello(router_id=self._router_id, protocol_version=PROTOCOL_VERSION)
-        # Where the call has ended already, reading says how.
-        with contextlib.suppress(asyncio.InvalidStateError):
-            await call.write(worker.RouterMessage(hello=hello))
-        message = await anext(messages, None)
-        if message is None or message.WhichOneof("message") != "welcome":
+        await stream.write(worker.RouterMessage(hello=hello))
+        message = await stream.first()
+        if message.WhichOneof("message") != "welcome":
             raise Incompatible("the worker did not answer Hello with Welcome")
         version = message.welcome.protocol_version
         if version != PROTOCOL_VERSION:
@@ -160,7 +152,7 @@ class WorkerLink:
         check_welcome(info, self.worker_id, self._epoch)
         return info
 
-    async def _converse(self, call: _Call, messages: _Messages, info: WorkerInfo) -> EastWestError:
+    async def _converse(self, stream: ControlStream, info: WorkerInfo) -> EastWestError:
         """Run an open stream until it ends; returns why."""
         epoch = info.epoch
         self._queued.clear()
@@ -176,9 +168,10 @@ class WorkerLink:
         reason: EastWestError = Unavailable(f"the link to worker {self.worker_id} is closed")
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(messages, epoch))
-                tasks.create_task(self._write(call, epoch))
+                tasks.create_task(self._write(stream, epoch))
+                tasks.create_task(_raised(stream.ended))
                 tasks.create_task(_raised(self._broken))
+                stream.listen(partial(self._take, epoch))
         except* EastWestError as group:
             reason = next(e for e in group.exceptions if isinstance(e, EastWestError))
         finally:
@@ -187,37 +180,29 @@ class WorkerLink:
             self._owner.worker_down(self.worker_id, epoch, reason.message)
         return reason
 
-    async def _read(self, messages: _Messages, epoch: int) -> NoReturn:
-        while True:
-            try:
-                message = await anext(messages, None)
-            except grpc.aio.AioRpcError as error:
-                raise error_from_rpc(error) from error
-            if message is None:
-                raise Unavailable(f"worker {self.worker_id} ended its stream")
+    def _take(self, epoch: int, messages: Sequence[worker.WorkerMessage]) -> None:
+        """Tell the owner all that has come, at once. Raises where that is not what it should be."""
+        events: list[Event] = []
+        for message in messages:
             if message.WhichOneof("message") != "events" or message.events.epoch != epoch:
                 raise Incompatible(f"a message is not events of epoch {epoch}")
-            self._failures, self._last_reason = 0, ""
-            events = [event_from_wire(event) for event in message.events.events]
-            self._owner.worker_events(self.worker_id, epoch, events)
+            events.extend(map(event_from_wire, message.events.events))
+        self._failures, self._last_reason = 0, ""
+        self._owner.worker_events(self.worker_id, epoch, events)
 
-    async def _write(self, call: _Call, epoch: int) -> NoReturn:
+    async def _write(self, stream: ControlStream, epoch: int) -> NoReturn:
         while True:
             await self._queued.wait()
             self._queued.clear()
             queue, self._queue = self._queue, []
             for batch in batches(queue):
                 commands = worker.Commands(epoch=epoch, commands=batch)
-                try:
-                    await call.write(worker.RouterMessage(commands=commands))
-                except grpc.aio.AioRpcError as error:
-                    raise error_from_rpc(error) from error
-                except asyncio.InvalidStateError:
-                    raise Unavailable(f"worker {self.worker_id} ended its stream") from None
+                await stream.write(worker.RouterMessage(commands=commands))
 
 
 async def _raised(broken: asyncio.Future[NoReturn]) -> None:
-    await broken
+    """Raises what it fails with; a task that is cancelled leaves it as it is."""
+    await asyncio.shield(broken)
 
 
 def batches(commands: Sequence[Command]) -> list[list[worker.Command]]:

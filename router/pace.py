@@ -16,15 +16,15 @@ from eastwest.ports import ServingCosts
 from router.attempt import Attempt
 from router.fleet import Worker
 
-# Of each older second of work, what still counts after another one was measured.
+# What older work still counts after another piece was measured.
 _KEPT = 0.95
 # Until so many predicted seconds were measured, the prediction counts as if it were right.
 _TRUST_S = 0.25
 _LEAST, _MOST = 1e-5, 1e5
 _USUAL_OUTPUT = 128.0
 _OUTPUT_SMOOTHING = 0.05
-# A gap of more steps than this between two steps was not one step.
-_GAP_STEPS = 8.0
+# A longer gap between two steps counts as so many: the worker, or this process, stood still.
+_GAP_STEPS = 4.0
 
 
 @dataclass(slots=True)
@@ -102,9 +102,8 @@ class Pace:
         if before is None or not alone:
             return
         predicted = self._costs.step_s(worker.info, len(outputs), worker.context_tokens)
-        measured = seconds(now_ns - before)
-        if measured <= _GAP_STEPS * predicted * paces.step.factor or measured < 1.0:
-            paces.step.learn(measured, predicted)
+        longest = _GAP_STEPS * predicted * paces.step.factor
+        paces.step.learn(min(seconds(now_ns - before), longest), predicted)
 
     def ended(self, output_tokens: int) -> None:
         """An answer is complete."""

@@ -24,10 +24,12 @@ class Placer:
 
     def place(self, life: Lifecycle, waiting: int, now_ns: int) -> Placement | None:
         """Where the request goes now, or None: nowhere yet. waiting: requests that wait."""
-        workers = self._fleet.up()
-        if life.failed_on:
-            others = [w for w in workers if w not in life.failed_on]
-            workers = others if can_serve(others) else workers
+        workers = self._fleet.open()
+        for shunned in ([*life.failed_on, *life.suspects], life.failed_on, life.suspects):
+            others = [w for w in workers if w not in shunned]
+            if shunned and can_serve(others):
+                workers = others
+                break
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
         known = self._kv.known(life.request, waiting)
         placement = self.policy.place(life.request, willing, known)

@@ -10,7 +10,7 @@ from eastwest.v1 import inference_pb2 as inference
 from router.fleet import WorkerView
 from router.links import WorkerLink
 from router.requests import PhaseHits
-from router.scheduler import Loads
+from router.views import Loads
 
 
 def model_report(model: ModelInfo, has_chat_template: bool) -> inference.GetModelInfoResponse:

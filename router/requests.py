@@ -12,6 +12,7 @@ from eastwest.errors import EastWestError
 from eastwest.messages import Command
 from eastwest.timing import SecondTokenParts, Timing, TtftParts, split
 from eastwest.types import FinishReason, SampledToken, SamplingParams, Slo, Usage
+from eastwest.value import value
 
 DEFAULT_SLO = Slo()
 
@@ -91,7 +92,7 @@ class Outcome:
     transfer_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Put a command on a worker's stream, meant for this incarnation of it."""
 
@@ -100,7 +101,7 @@ class Send:
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deliver:
     """Hand new tokens to the client's stream; each token of a request exactly once, in order."""
 

@@ -8,12 +8,13 @@ finds the silent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, ErrorCode, InvalidArgument, Phase, Unavailable
 from eastwest.messages import (
+    Drained,
     Event,
     Failed,
     Heartbeat,
@@ -27,9 +28,10 @@ from eastwest.messages import (
 from eastwest.ports import ServingCosts
 from router.admission import Admission
 from router.decisions import Decisions
+from router.drains import Drains
 from router.fair_queue import FairQueue
-from router.fleet import Fleet, Worker, WorkerView
-from router.kv_view import KvReport, KvView
+from router.fleet import Fleet, Worker
+from router.kv_view import KvView
 from router.lifecycle import Lifecycle, State
 from router.pace import NominalCosts, Pace
 from router.placement import PlacementPolicy
@@ -38,22 +40,14 @@ from router.policies import policy_of
 from router.requests import Action, Counters, Marks, Request
 from router.settling import Settling
 from router.timers import Timers
-
-
-@dataclass(frozen=True, slots=True)
-class Loads:
-    """A view of the router. stale_events: dropped, for they came from a former incarnation."""
-
-    waiting: int
-    active: int
-    counters: Counters
-    workers: tuple[WorkerView, ...]
-    kv: KvReport
-    stale_events: int = 0
+from router.views import Loads
 
 
 class Scheduler:
-    """See the module. Every request that `submit` takes gets exactly one `End`."""
+    """See the module. Every request that `submit` takes gets exactly one `End`.
+
+    drains: for views of them.
+    """
 
     def __init__(
         self,
@@ -77,6 +71,7 @@ class Scheduler:
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}
         self._works: dict[str, Lifecycle] = {}
+        self.drains = Drains(self._lives, self._follow)
         self._attempts = 0
         self._pulse_ns: int | None = None
         self._counters = Counters()
@@ -137,8 +132,10 @@ class Scheduler:
             if info.epoch < former.info.epoch:
                 return []
             self._lose(former, "it has connected anew", now_ns, out)
-        self._kv.connect(self._fleet.connect(info, now_ns))
+        worker = self._fleet.connect(info, now_ns)
+        self._kv.connect(worker)
         self._begin_pulse(now_ns)
+        self.drains.hear(worker, info.draining_s, now_ns, out)
         self._dispatch(now_ns, out)
         return out
 
@@ -169,11 +166,32 @@ class Scheduler:
         elif isinstance(event, Load):
             worker.report(event)
             self._kv.hear_sequence(worker, event.kv_sequence, out)
+            self.drains.hear(worker, event.draining_s, now_ns, out)
+            room = True
+        elif isinstance(event, Drained):
+            self.drains.drained(worker, event, now_ns, out)
             room = True
         else:
             room |= self._answered(worker, event, now_ns, out)
         if room:
             self._dispatch(now_ns, out)
+        return out
+
+    # Workers that leave.
+
+    def drain(self, worker_id: str, timeout_s: float, now_ns: int) -> list[Action]:
+        """Let a worker leave; what it serves may run there for so long. Raises `NotFound` or
+        `Unavailable` where it is not up."""
+        out: list[Action] = []
+        self.drains.ask(self._fleet.reachable(worker_id), timeout_s, now_ns, out)
+        self._dispatch(now_ns, out)
+        return out
+
+    def undrain(self, worker_id: str) -> list[Action]:
+        """Ask a worker that drains to stay; nothing where it does not. Raises as `drain`, and
+        `Unavailable` where it has drained."""
+        out: list[Action] = []
+        self.drains.cancel(self._fleet.reachable(worker_id), out)
         return out
 
     # Time.
@@ -212,6 +230,7 @@ class Scheduler:
                 self._lose(worker, silence, now_ns, out, silent=True)
             else:
                 out.append(worker.send(Heartbeat()))
+        self.drains.tick(now_ns, out)
         self._kv.tidy()
         self._pulse_ns = now_ns + self._heartbeat_ns if self._fleet.up() else None
 
@@ -223,14 +242,8 @@ class Scheduler:
     def loads(self) -> Loads:
         """What is going on; a snapshot."""
         counters = replace(self._counters, failed=dict(self._counters.failed))
-        return Loads(
-            waiting=len(self._queue),
-            active=self._active,
-            counters=counters,
-            workers=self._fleet.views(),
-            kv=self._kv.report(),
-            stale_events=self._stale_events,
-        )
+        workers, kv = self._fleet.views(), self._kv.report()
+        return Loads(len(self._queue), self._active, counters, workers, kv, self._stale_events)
 
     @property
     def _active(self) -> int:
@@ -287,6 +300,8 @@ class Scheduler:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
                 worker.refused_until_ns = now_ns + self._heartbeat_ns
+            elif event.code is ErrorCode.DRAINING and life.state is not state:
+                self.drains.given_back(worker)
         return self._follow(life, now_ns) or isinstance(event, Reserved | Prefilled)
 
     def _lose(
@@ -306,6 +321,7 @@ class Scheduler:
             self._pace.forget(worker)
         if not was_up:
             return
+        self.drains.lost(worker, now_ns)
         self._settling.bereave(worker, out)
         # Latest first: each goes to the head of the queue, where the earliest belongs.
         for life in reversed(list(self._lives.values())):
@@ -350,7 +366,11 @@ class Scheduler:
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
         """Place requests, from the head of the queue, as long as there is room."""
-        while self._active < self._config.active_max and self._dispatch_one(now_ns, out):
+        while (
+            len(self._queue)
+            and self._active < self._config.active_max
+            and self._dispatch_one(now_ns, out)
+        ):
             pass
 
     def _dispatch_one(self, now_ns: int, out: list[Action]) -> bool:
@@ -392,6 +412,7 @@ class Scheduler:
         assert len(self._settling) <= self._config.active_max
         assert self._pulse_ns is not None or not self._fleet.up()
         self.decisions.check_integrity([*waiting, *active])
+        self.drains.check_integrity()
         self._kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
         for worker in self._fleet:
             worker.check_integrity(life.share(worker) for life in active)

@@ -1,8 +1,8 @@
 """The router as a process sees it: a gRPC server around scheduler, links and sessions.
 
-Serves `Inference`, grpc.health.v1 and reflection, and where `router.http_port` is set the same
-over HTTP, as OpenAI's API. Health is SERVING while a request could be
-served: a pair of prefill and decode worker, or an aggregated worker, is up.
+Serves `Inference`, `Cluster`, grpc.health.v1 and reflection, and where `router.http_port` is set
+inference over HTTP, as OpenAI's API. Health is SERVING while a request could be served: a pair of
+prefill and decode worker, or an aggregated worker, is up.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from eastwest.clock import Clock
-from eastwest.config import Config
+from eastwest.config import Config, LimitsConfig
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import ConfigError, Unavailable
 from eastwest.ports import ServingCosts
 from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
+from router import cluster_service
 from router.chat_template import load_chat_template
+from router.cluster_service import ClusterService
 from router.conversations import Conversations
 from router.http.app import http_app
 from router.http.server import HttpServer
@@ -36,6 +39,8 @@ log = logging.getLogger(__name__)
 _DRAIN_S = 2.0
 # How long gRPC may take to send last statuses.
 _GRACE_S = 0.2
+# Calls that have begun and said nothing count too, and those that ask for health or loads.
+_CALLS_SHARE = 2
 
 
 class Router:
@@ -80,6 +85,7 @@ class Router:
             clock=clock,
             rng=rng,
         )
+        self._cluster = ClusterService(self._shell, config.router.drain_timeout_s)
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
@@ -88,10 +94,14 @@ class Router:
 
     async def start(self) -> str:
         """Bind and serve; returns the bound ``host:port``. `ConfigError` where it cannot bind."""
-        server = grpc.aio.server(options=_options(self._config.limits.message_bytes))
-        server.add_generic_rpc_handlers((self._service.handlers(),))
+        server = grpc.aio.server(
+            interceptors=[RefuseMalformed()],
+            options=_options(self._config.limits),
+            maximum_concurrent_rpcs=_CALLS_SHARE * self._service.calls_max,
+        )
+        server.add_generic_rpc_handlers((self._service.handlers(), self._cluster.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, cluster_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         self._http = self._bind_http()
         host, port = self._config.router.host, self._config.router.port
@@ -152,7 +162,12 @@ class Router:
         if config.router.http_port is None:
             return None
         app = http_app(self._service, self._shell, self._tokenizer, config.limits, self._clock)
-        return HttpServer(app, config.router.host, config.router.http_port)
+        return HttpServer(
+            app,
+            config.router.host,
+            config.router.http_port,
+            header_bytes=config.limits.metadata_bytes,
+        )
 
     async def _publish_health(self) -> None:
         while True:
@@ -168,7 +183,15 @@ class Router:
             await self._health.set(name, status)
 
 
-def _options(message_bytes: int) -> Options:
+def _options(limits: LimitsConfig) -> Options:
     """Requests are limited in size; answers are bounded by what they answer."""
-    limits = {"grpc.max_send_message_length": -1}
-    return [(name, limits.get(name, value)) for name, value in server_options(message_bytes)]
+    base = server_options(limits.message_bytes)
+    return [
+        *(option for option in base if option[0] != "grpc.max_send_message_length"),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+        # Of one connection. What is beyond limits.client_streams hears so; what is beyond this
+        # waits in the client.
+        ("grpc.max_concurrent_streams", _CALLS_SHARE * limits.client_streams),
+    ]

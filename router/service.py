@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from eastwest.answers import Chunk
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config
 from eastwest.errors import (
@@ -34,8 +35,9 @@ from eastwest.errors import (
 from eastwest.messages import ModelInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import inference_pb2 as inference
-from eastwest.wire import explanation_to_wire
+from eastwest.wire import chunk_to_wire, explanation_to_wire
 from router import edge, reports
+from router.clients import Clients, client_of
 from router.conversations import Conversations, Turn
 from router.edge import Ask, Malformed
 from router.requests import Request
@@ -66,7 +68,7 @@ class _Call:
 class InferenceService:
     """See the module. `handlers` is what a gRPC server is given; other front ends use `answer`.
 
-    calls_max: calls that may be open at once.
+    calls_max: calls that may be open at once. clients: who has how many of them.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class InferenceService:
         self._slo = config.slo.slo()
         # Calls of clients that do not read stay open after their request has ended, hence twice.
         self.calls_max = 2 * (config.router.queue_max + config.router.active_max)
+        self.clients = Clients(config.limits.client_streams)
         self._shell = shell
         self._tokenizer = tokenizer
         self._conversations = conversations
@@ -177,12 +180,13 @@ class InferenceService:
         try:
             if isinstance(request, Malformed):
                 raise request.error
-            await self.answer(
-                request,
-                context.write,
-                accepted_ns=accepted_ns,
-                remaining_s=context.time_remaining(),
-            )
+            with self.clients.stream(client_of(context.peer())):
+                await self.answer(
+                    request,
+                    lambda answer: context.write(_to_wire(answer)),
+                    accepted_ns=accepted_ns,
+                    remaining_s=context.time_remaining(),
+                )
         except EastWestError as error:
             await abort_with(context, error)
 
@@ -260,7 +264,7 @@ class InferenceService:
                 outcome = await stream.run(write)
                 complete = stream.complete(ask.request_id, outcome)
                 await self._keep(ask, turn, model, complete)
-                await write(inference.GenerateResponse(complete=complete))
+                await write(complete)
         finally:
             # Without effect where the request has ended by itself.
             self._shell.cancel(request.request_id, Cancelled("the client went away"))
@@ -276,6 +280,12 @@ class InferenceService:
             case "matched_stop_str":
                 output = self._conversations.output_before(output, complete.text)
         await self._conversations.keep(ask, turn, model.fingerprint, output, complete.text)
+
+
+def _to_wire(answer: Chunk | inference.GenerateComplete) -> inference.GenerateResponse:
+    if isinstance(answer, Chunk):
+        return inference.GenerateResponse(chunk=chunk_to_wire(answer))
+    return inference.GenerateResponse(complete=answer)
 
 
 def _aborted() -> Cancelled:

@@ -15,15 +15,17 @@ from eastwest.clock import Clock, seconds
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase, Unavailable
 from eastwest.explanation import Explanation
-from eastwest.messages import Event, Liveness, Load, ModelInfo, WorkerInfo
+from eastwest.messages import Drained, Event, Liveness, Load, ModelInfo, WorkerInfo
 from eastwest.ports import ServingCosts
+from router.drains import DrainView
 from router.explaining import explain
 from router.fleet import Worker
 from router.links import WorkerLink
 from router.placement import can_serve
 from router.requests import Action, Deliver, End, Request, Send
-from router.scheduler import Loads, Scheduler
+from router.scheduler import Scheduler
 from router.streams import ClientStream
+from router.views import Loads
 
 # Commands that a request gives rise to on one worker, at most: reserve, prefill, abort.
 _COMMANDS_A_REQUEST = 3
@@ -62,6 +64,7 @@ class Shell:
         self.ready = asyncio.Event()
         self.unready = asyncio.Event()
         self.unready.set()
+        self._stirred = asyncio.Event()
 
     # Workers.
 
@@ -119,6 +122,26 @@ class Shell:
         """Why a tenant's request went where it went; see `router.explaining`."""
         return explain(self._scheduler.decisions, salt, client_id, self._clock.now_ns())
 
+    # Workers that leave.
+
+    def drain(self, worker_id: str, timeout_s: float) -> None:
+        """See `Scheduler.drain`."""
+        self._perform(self._scheduler.drain(worker_id, timeout_s, self._clock.now_ns()))
+        self._judge_readiness()
+
+    def cancel_drain(self, worker_id: str) -> bool:
+        """See `Scheduler.undrain`; False where the worker does not drain."""
+        actions = self._scheduler.undrain(worker_id)
+        self._perform(actions)
+        return bool(actions)
+
+    def drain_view(self, worker_id: str) -> DrainView | None:
+        return self._scheduler.drains.view(worker_id, self._clock.now_ns())
+
+    async def worker_stirs(self) -> None:
+        """Until some worker has come, reported, drained or gone."""
+        await self._stirred.wait()
+
     # What links report.
 
     def worker_up(self, info: WorkerInfo) -> None:
@@ -146,7 +169,7 @@ class Shell:
         now_ns = self._clock.now_ns()
         for event in events:
             self._perform(self._scheduler.event(worker_id, epoch, event, now_ns))
-            if isinstance(event, Load):
+            if isinstance(event, Load | Drained):
                 self._judge_readiness()
 
     # The end.
@@ -204,3 +227,5 @@ class Shell:
         now, was = (self.ready, self.unready) if can_serve(up) else (self.unready, self.ready)
         was.clear()
         now.set()
+        self._stirred.set()
+        self._stirred = asyncio.Event()

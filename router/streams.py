@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from eastwest.answers import Chunk
 from eastwest.clock import Clock
 from eastwest.errors import DeadlineExceeded, EastWestError, Phase
 from eastwest.types import FinishReason, SampledToken
@@ -22,7 +23,7 @@ from eastwest.wire import finish_to_wire, logprobs_to_wire, timing_to_wire, usag
 from router.requests import Outcome
 from router.text import Detokenizer
 
-Write = Callable[[inference.GenerateResponse], Awaitable[None]]
+Write = Callable[[Chunk | inference.GenerateComplete], Awaitable[None]]
 
 
 class ClientStream:
@@ -115,7 +116,7 @@ class ClientStream:
             if isinstance(result, EastWestError):
                 raise result
             if self._chunks and (chunk := self._next_chunk()) is not None:
-                await write(inference.GenerateResponse(chunk=chunk))
+                await write(chunk)
                 if self._delivered_ns is None:
                     self._delivered_ns = self._clock.now_ns()
             if result is not None:
@@ -169,7 +170,7 @@ class ClientStream:
             del self._tokens[self._decoded + delta.tokens :]
         self._decoded = len(self._tokens)
 
-    def _next_chunk(self) -> inference.GenerateStreamChunk | None:
+    def _next_chunk(self) -> Chunk | None:
         """All that is not sent yet; None where that is nothing."""
         self._decode()
         tokens = self._tokens[self._sent_tokens :]
@@ -177,10 +178,8 @@ class ClientStream:
         self._sent_tokens, self._sent_texts = len(self._tokens), len(self._texts)
         if not tokens and not text:
             return None
-        ids = [t.token for t in tokens]
-        return inference.GenerateStreamChunk(
-            token_ids=ids, text=text, logprobs=logprobs_to_wire(tokens)
-        )
+        ids = tuple([t.token for t in tokens])
+        return Chunk(ids, text, tuple([t for t in tokens if t.logprob is not None]))
 
     def _as_seen(self, outcome: Outcome) -> Outcome:
         """The outcome, where a stop string was complete before the scheduler could know."""

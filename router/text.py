@@ -33,6 +33,8 @@ class Tokenizer:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._special = frozenset(token for token, entry in added.items() if entry.special)
+        known = backend.get_vocab(with_added_tokens=True).values()
+        self._with_text = frozenset(known) - self._special
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +66,7 @@ class Tokenizer:
 
     def has_text(self, token: int) -> bool:
         """Whether the token is part of a decoded text: known and not special."""
-        return token not in self._special and self._backend.id_to_token(token) is not None
+        return token in self._with_text
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -110,6 +112,8 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """Add tokens. After a stop string nothing more is taken."""
+        if not self._stops:
+            return TextDelta(self._characters.push_all(token_ids), len(token_ids))
         parts: list[str] = []
         taken = 0
         for token in token_ids:
@@ -159,6 +163,20 @@ class _Characters:
         self._window: list[int] = []
         self._complete = 0  # tokens at the front of the window whose text is out
         self._done = 0
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """As `push` of each, and cheaper where all of them give whole characters."""
+        known = [token for token in tokens if self._tokenizer.has_text(token)]
+        if len(known) > 1:
+            window = self._window + known
+            text = self._tokenizer.decode(window)
+            # Decoding wrong bytes together with right ones may spoil both.
+            if _REPLACEMENT not in text:
+                new, self._window = text[self._done :], window
+                self._slide(self._complete, unfinished=0)
+                self._complete = len(self._window)
+                return new
+        return "".join([self.push(token) for token in known])
 
     def push(self, token: int) -> str:
         if not self._tokenizer.has_text(token):

@@ -20,13 +20,18 @@ DEFECT_EXIT = 70
 class Hosted(Protocol):
     """A worker that an actor can host; a plain class that runs without Ray just as well.
 
-    defect: set when the worker cannot go on; its process ends then.
+    defect: set when the worker cannot go on; its process ends then. left: set when it has drained,
+    and is to be stopped.
     """
 
     defect: asyncio.Event
+    left: asyncio.Event
 
     async def start(self) -> WorkerInfo:
         """Serve; returns who it is."""
+
+    def drain(self, timeout_s: float) -> None:
+        """Begin to leave, as `runtime.leaving` has it."""
 
     async def stop(self) -> None:
         """End all work and release everything. Idempotent."""
@@ -77,9 +82,21 @@ class WorkerActor:
             self._watch = asyncio.create_task(_die_of(self._hosted.defect))
             return placed
 
+    async def drain(self, timeout_s: float) -> None:
+        """Let the worker leave; returns when it has left, and may be stopped."""
+        assert self._hosted is not None
+        self._hosted.drain(timeout_s)
+        await self._hosted.left.wait()
+
     async def wait_stopped(self) -> None:
-        """Returns when the worker was stopped; fails when its process dies."""
-        await self._stopped.wait()
+        """Returns when the worker has left or was stopped; fails when its process dies."""
+        assert self._hosted is not None
+        ends = [asyncio.ensure_future(e.wait()) for e in (self._stopped, self._hosted.left)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def stop(self) -> None:
         """End the worker; the process ends when the actor is given up."""

@@ -2,16 +2,17 @@
 
     Hello ──▶ Welcome ──▶ Commands / Events … ──▶ stream ends: what the router owned is ended
 
-Events that pile up while a write is under way leave together in one message, and changes of named
-blocks with them. A router that does not read them is cut off when `EVENTS_MAX` are waiting. Of KV
-events it merely misses some when `KV_EVENTS_MAX` wait; it sees the gap and asks for the whole.
+Events that pile up while a write is under way leave together in one message, decode steps that
+follow each other as one step, and changes of named blocks with them. A router that does not read
+them is cut off when `EVENTS_MAX` are waiting. Of KV events it merely misses some when
+`KV_EVENTS_MAX` wait; it sees the gap and asks for the whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from typing import Protocol
 
 import grpc.aio
@@ -32,6 +33,7 @@ from eastwest.messages import (
     KvEvents,
     Load,
     ResyncKv,
+    Stepped,
     WorkerInfo,
 )
 from eastwest.rpc import abort_with
@@ -77,16 +79,28 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._events: list[worker_pb2.Event] = []
+        self._steps: Stepped | None = None  # behind all of `_events`
         self._kv_events = 0
         self._ready = asyncio.Event()
         self._broken: EastWestError | None = None
+        self._last = False
 
     def put(self, event: Event) -> None:
         if len(self._events) >= EVENTS_MAX:
             self.break_off(Overloaded(f"{EVENTS_MAX} events are unread"))
+            return
+        if isinstance(event, Stepped):
+            steps = self._steps
+            self._steps = event if steps is None else wire.merged_steps(steps, event)
         else:
+            self._close_steps()
             self._events.append(wire.event_to_wire(event))
-            self._ready.set()
+        self._ready.set()
+
+    def _close_steps(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            self._events.append(wire.event_to_wire(steps))
 
     def put_kv(self, event: worker_pb2.Event) -> None:
         """A change of named blocks. It makes nobody wait, and is dropped where too many do."""
@@ -99,16 +113,25 @@ class _Outbox:
         self._broken = error
         self._ready.set()
 
-    async def wait(self) -> None:
-        """Until events are waiting; raises what broke the stream."""
+    def finish(self) -> None:
+        """What waits is the last that is written."""
+        self._last = True
+        self._ready.set()
+
+    async def wait(self) -> bool:
+        """Until events are waiting; False where none are to come. Raises what broke the stream."""
         await self._ready.wait()
         if self._broken is not None:
             raise self._broken
+        return bool(self._events) or not self._last
 
     def take(self) -> list[worker_pb2.Event]:
         """All waiting events."""
         self._ready.clear()
+        self._close_steps()
         events, self._events, self._kv_events = self._events, [], 0
+        if self._last:
+            self._ready.set()
         return events
 
 
@@ -132,6 +155,16 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         for outbox in self._outboxes.values():
             outbox.break_off(Unavailable("the worker is stopping"))
 
+    def finish(self) -> None:
+        """End all streams behind what waits to be written."""
+        for outbox in self._outboxes.values():
+            outbox.finish()
+
+    @property
+    def routers(self) -> Collection[str]:
+        """Those that have a stream."""
+        return self._outboxes.keys()
+
     def emit(self, router_id: str, event: Event) -> None:
         """Queue an event; dropped where the router is gone, since its work is ended then."""
         outbox = self._outboxes.get(router_id)
@@ -146,26 +179,20 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         """See worker.proto."""
         info = self._info()
         router_id, outbox = "", None
-        tasks: list[asyncio.Task[None]] = []
         try:
             router_id = await self._hello(request_iterator)
             outbox = self._take_over(router_id)
             welcome = worker_pb2.WorkerMessage(welcome=wire.welcome_to_wire(info))
             await context.write(welcome)
-            tasks = [
-                asyncio.create_task(self._read(router_id, outbox, info.epoch, request_iterator)),
-                asyncio.create_task(self._write(outbox, info.epoch, context)),
-                asyncio.create_task(self._report_load(router_id)),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await _first_ended(
+                self._read(router_id, outbox, info.epoch, request_iterator),
+                self._write(outbox, info.epoch, context),
+                self._report_load(router_id),
+            )
         except EastWestError as error:
             log.warning("control stream of router %s ends: %s", router_id, error.message)
             await abort_with(context, error)
         finally:
-            for task in tasks:
-                task.cancel()
             if outbox is not None and self._outboxes.get(router_id) is outbox:
                 del self._outboxes[router_id]
                 self._handler.router_gone(router_id)
@@ -236,6 +263,8 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         messages: AsyncIterator[worker_pb2.RouterMessage],
     ) -> None:
         async for message in messages:
+            if self._outboxes.get(router_id) is not outbox:
+                return  # what this stream asks for now, its end would not end
             if message.WhichOneof("message") != "commands":
                 raise InvalidArgument("hello comes once; after it, only commands are allowed")
             if message.commands.epoch != epoch:
@@ -250,8 +279,7 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
                     self._handler.handle(router_id, value)
 
     async def _write(self, outbox: _Outbox, epoch: int, context: _Context) -> None:
-        while True:
-            await outbox.wait()
+        while await outbox.wait():
             self._flush_kv()
             events = worker_pb2.Events(epoch=epoch, events=outbox.take())
             await context.write(worker_pb2.WorkerMessage(events=events))
@@ -260,3 +288,15 @@ class ControlService(worker_pb2_grpc.WorkerServicer):
         while True:
             self.emit(router_id, self._handler.load())
             await asyncio.sleep(self._heartbeat_s)
+
+
+async def _first_ended(*works: Coroutine[None, None, None]) -> None:
+    """Until one of `works` has ended, which is raised where it failed. The others are stopped."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()

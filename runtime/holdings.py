@@ -15,7 +15,7 @@ from eastwest.messages import KvEvents
 from eastwest.types import Tier
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit, audit
-from kv_transfer.ledger import Ledger, Owner
+from kv_transfer.ledger import Ledger, Owner, OwnerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,20 @@ class Holdings:
         self._notify()
         return kept
 
+    def holds_for(self, request_id: str) -> bool:
+        """Whether any blocks are held in the name of a request, if only of one that has ended."""
+        return any(Owner(kind, request_id) in self.ledger for kind in OwnerKind)
+
     def retire(self, owner: Owner) -> None:
         """`owner` has ended and will release as soon as nothing writes to its blocks any more.
         Without effect where it has taken none."""
         if owner in self.ledger:
             self._leaving.add(owner)
+
+    @property
+    def retiring(self) -> bool:
+        """Whether an owner that has ended has still to release."""
+        return bool(self._leaving)
 
     def release(self, owner: Owner) -> None:
         """End what `owner` holds. Named blocks stay cached, the others are free."""

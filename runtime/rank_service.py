@@ -17,22 +17,26 @@ from typing import Any
 
 import grpc.aio
 
+from eastwest.decoding import RefuseMalformed
 from eastwest.errors import (
     EastWestError,
     Incompatible,
     InternalError,
     InvalidArgument,
+    Overloaded,
     StaleEpoch,
     Unavailable,
 )
 from eastwest.layout import ParallelLayout
 from eastwest.messages import PROTOCOL_VERSION
+from eastwest.ports import StepRow
 from eastwest.rpc import CONTROL_MESSAGE_BYTES, abort_with, server_options
 from eastwest.v1 import rank_pb2 as wire
 from eastwest.v1 import rank_pb2_grpc
 from eastwest.wire import layout_from_wire, ticket_from_wire
 from kv_transfer.ranks import Arrived, Missing
 from runtime.rank import Rank
+from runtime.rank_check import check_blocks, check_payloads, check_step
 from runtime.rank_wire import (
     arrived_to_wire,
     failed_reply,
@@ -43,11 +47,14 @@ from runtime.rank_wire import (
     step_from_wire,
     totals_to_wire,
 )
+from runtime.work_check import check_timeout
 
 log = logging.getLogger(__name__)
 
 ALIVE_S = 1.0
 STOP_GRACE_S = 1.0
+# A leader asks for a few things at a time, and reads the answers.
+WAITING_MAX = 65_536
 
 _Context = grpc.aio.ServicerContext[wire.RankCommand, wire.RankEvent]
 
@@ -79,7 +86,9 @@ class RankServer(rank_pb2_grpc.RankServicer):
         self._host = host
         self._build = build
         self._silence_s = silence_s
-        self._server = grpc.aio.server(options=server_options(CONTROL_MESSAGE_BYTES))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseMalformed()], options=server_options(CONTROL_MESSAGE_BYTES)
+        )
         self._taken = False
 
     async def start(self) -> str:
@@ -107,7 +116,7 @@ class RankServer(rank_pb2_grpc.RankServicer):
             try:
                 await link.run(self._host, request_iterator)
             finally:
-                await link.close()
+                await _to_its_end(link.close())
         except EastWestError as error:
             log.warning("the link to the leader ends: %s", error.message)
             await abort_with(context, error)
@@ -144,7 +153,7 @@ class _Link:
         self._context = context
         self._silence_s = silence_s
         self._events: asyncio.Queue[wire.RankEvent] = asyncio.Queue()
-        self._steps: asyncio.Queue[tuple[int, wire.RankStep]] = asyncio.Queue()
+        self._steps: asyncio.Queue[tuple[int, list[StepRow]]] = asyncio.Queue()
         self._answers: set[asyncio.Task[None]] = set()
 
     async def run(self, host: str, commands: AsyncIterator[wire.RankCommand]) -> None:
@@ -218,20 +227,26 @@ class _Link:
         while True:
             call, step = await self._steps.get()
             try:
-                await self._rank.step(step_from_wire(step))
+                await self._rank.step(step)
             except EastWestError:
                 raise
             except Exception as error:
-                log.exception("an engine step of %d rows failed", len(step.rows))
+                log.exception("an engine step of %d rows failed", len(step))
                 raise InternalError.caused_by("an engine step", error) from error
             self._emit(wire.RankEvent(reply=wire.Reply(call=call)))
 
     def _begin(self, command: wire.RankCommand) -> None:
         """Begin one command. What an answer is wanted for is answered by a task of its own."""
         call, rank = command.call, self._rank
+        kv = rank.engine.kv
+        waiting = self._steps.qsize() + self._events.qsize() + len(self._answers)
+        if waiting > WAITING_MAX:
+            raise Overloaded(f"{waiting} commands and answers wait; allowed: {WAITING_MAX}")
         match command.WhichOneof("command"):
             case "step":
-                self._steps.put_nowait((call, command.step))
+                rows = step_from_wire(command.step)
+                check_step(rows, rank.engine.model, kv, rank.engine.layout.dp)
+                self._steps.put_nowait((call, rows))
             case "open":
                 rank.receiving.open(opening_from_wire(command.open))
             case "close":
@@ -243,6 +258,8 @@ class _Link:
             case "begin":
                 begin = command.begin
                 ticket = ticket_from_wire(begin.ticket)
+                check_blocks(begin.blocks, kv)
+                check_timeout(begin.timeout_s)
                 rank.sending.begin(ticket, tuple(begin.blocks), begin.timeout_s)
             case "ready":
                 rank.sending.ready(command.ready.transfer_id, command.ready.tokens)
@@ -253,8 +270,11 @@ class _Link:
             case "stop":
                 self._answer(call, self._stop(command.stop.transfer_id))
             case "read":
+                check_blocks(command.read.blocks, kv)
                 self._answer(call, self._read_blocks(tuple(command.read.blocks)))
             case "write":
+                check_blocks(command.write.blocks, kv)
+                check_payloads(command.write.payloads, command.write.blocks, kv)
                 self._answer(call, self._write_blocks(command.write))
             case "alive" if call:
                 self._emit(wire.RankEvent(reply=wire.Reply(call=call)))
@@ -306,3 +326,13 @@ class _Link:
     async def _write_blocks(self, command: wire.WriteBlocks) -> wire.Reply:
         await self._rank.write(tuple(command.blocks), command.payloads)
         return wire.Reply()
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, all of it also where the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from eastwest.clock import Clock
 from eastwest.ports import StepRow
 from eastwest.types import SampledToken
+from eastwest.value import value
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepResult:
     """What a source's rows gave, in their order, and when the step ran."""
 
@@ -49,61 +50,96 @@ class Steps(Protocol):
         """See `Engine.step`. A cancelled caller still waits for the end of the step."""
 
 
-class StepLoop:
-    """One step at a time."""
+class Stepping(ABC):
+    """One step at a time: `begin` and then `end` or `fail`, called by whoever runs the steps."""
 
-    def __init__(self, steps: Steps, clock: Clock) -> None:
-        self._steps = steps
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._sources: list[StepSource] = []
-        self._wake = asyncio.Event()
-        self._stepping = False
+        self._shares: list[tuple[StepSource, int]] = []  # of the step that runs: whose rows it has
+        self._started_ns = 0
         self._afterwards: list[Callable[[], None]] = []
 
     def add(self, source: StepSource) -> None:
         """Sources are asked in the order of their adding: earlier ones come first in a batch."""
         self._sources.append(source)
 
+    @abstractmethod
     def wake(self) -> None:
         """A source has work."""
-        self._wake.set()
 
     def after_step(self, action: Callable[[], None]) -> None:
         """Run `action` as soon as no step is running: at once, or at the end of this one."""
-        if self._stepping:
+        if self._shares:
             self._afterwards.append(action)
         else:
             action()
+
+    def begin(self) -> list[StepRow]:
+        """The rows of the next step, which runs from here on; empty where there is no work."""
+        batch: list[StepRow] = []
+        shares = self._shares
+        for source in self._sources:
+            if rows := source.plan():
+                batch += rows
+                shares.append((source, len(rows)))
+        self._started_ns = self._clock.now_ns()
+        return batch
+
+    def end(self, tokens: Sequence[SampledToken | None]) -> None:
+        """What the rows gave."""
+        ended_ns, first = self._clock.now_ns(), 0
+        try:
+            for source, count in self._shares:
+                share = tokens[first : first + count]
+                source.apply(StepResult(share, self._started_ns, ended_ns))
+                first += count
+        finally:
+            self.over()
+
+    def fail(self, error: Exception) -> None:
+        """The step did not complete."""
+        log.error("an engine step failed", exc_info=error)
+        try:
+            for source, _ in self._shares:
+                source.failed(error)
+        finally:
+            self.over()
+
+    def over(self) -> None:
+        """No step is running, and what waited for that is done."""
+        self._shares = []
+        if self._afterwards:
+            actions, self._afterwards = self._afterwards, []
+            for action in actions:
+                action()
+
+
+class StepLoop(Stepping):
+    """Runs the steps on what computes them."""
+
+    def __init__(self, steps: Steps, clock: Clock) -> None:
+        super().__init__(clock)
+        self._steps = steps
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
 
     async def run(self) -> None:
         """Step while there is work; ends by being cancelled."""
         while True:
             self._wake.clear()
-            plans = [(source, source.plan()) for source in self._sources]
-            if any(rows for _, rows in plans):
-                await self._step([plan for plan in plans if plan[1]])
-            else:
+            batch = self.begin()
+            if not batch:
                 await self._wake.wait()
-
-    async def _step(self, plans: list[tuple[StepSource, list[StepRow]]]) -> None:
-        batch = [row for _, rows in plans for row in rows]
-        started = self._clock.now_ns()
-        self._stepping = True
-        try:
-            tokens = await self._steps.step(batch)
-        except Exception as error:
-            log.exception("an engine step of %d rows failed", len(batch))
-            for source, _ in plans:
-                source.failed(error)
-        else:
-            ended = self._clock.now_ns()
-            first = 0
-            for source, rows in plans:
-                share = tokens[first : first + len(rows)]
-                source.apply(StepResult(share, started, ended))
-                first += len(rows)
-        finally:
-            self._stepping = False
-            actions, self._afterwards = self._afterwards, []
-            for action in actions:
-                action()
+                continue
+            try:
+                tokens = await self._steps.step(batch)
+            except Exception as error:  # noqa: BLE001 - the sources are told
+                self.fail(error)
+            except BaseException:
+                self.over()
+                raise
+            else:
+                self.end(tokens)

@@ -1,7 +1,8 @@
 """Starts, watches and replaces workers, each a group of rank actors, and says which are there.
 
 start_worker ──▶ STARTING ──▶ up ──(a rank dies)──▶ down: all its ranks are ended ──▶ STARTING …
-                               └──(stop_worker)──▶ down, gone
+                               ├──(stop_worker)──▶ down, gone
+                               └──(drained, by whomever)──▶ down, gone
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class _Watched:
     others: list[Any] = field(default_factory=list)
     latest: Placed | None = None
     pause_s: float = RESTART_PAUSE_S
+    left: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -81,6 +83,20 @@ class Supervisor:
         watched.task = asyncio.create_task(self._watch(watched), name=f"watch {spec.worker_id}")
         return watched.placed
 
+    async def drain_worker(self, worker_id: str, timeout_s: float) -> None:
+        """Let a worker leave by itself (`runtime.leaving`); returns when it is gone. `Unavailable`
+        where it is not up, or is lost meanwhile."""
+        watched = self._watched[worker_id]
+        if watched.leader is None or watched.task is None:
+            raise Unavailable(f"worker {worker_id} is down; allowed: workers that are up")
+        try:
+            await watched.leader.drain.remote(timeout_s)
+        except RayActorError as error:
+            # Its process may be ended before its answer is out.
+            if not watched.left:
+                raise Unavailable(f"worker {worker_id} was lost while it drained") from error
+        await asyncio.wait([watched.task])
+
     async def stop_worker(self, worker_id: str) -> None:
         """End a worker for good: its work is ended, its memory freed, its processes gone."""
         watched = self._watched.pop(worker_id)
@@ -88,6 +104,11 @@ class Supervisor:
             watched.task.cancel()
             await asyncio.wait([watched.task])
         await self._membership.remove_worker(worker_id)
+        await self._end(watched)
+
+    async def _end(self, watched: _Watched) -> None:
+        """Stop its ranks, in order where they do so in time, and give back their room."""
+        worker_id = watched.spec.worker_id
         if watched.leader is not None:
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -97,6 +118,7 @@ class Supervisor:
         _kill(watched)
         if watched.room is not None:
             remove_placement_group(watched.room)
+            watched.room = None
 
     async def close(self) -> None:
         """End all workers."""
@@ -124,6 +146,11 @@ class Supervisor:
                     watched.placed.set_result(placed)
                 self._membership.add_worker(worker_id, placed.info.address)
                 if not await self._lives(watched):
+                    log.info("worker %s has left", worker_id)
+                    watched.left = True
+                    await self._end(watched)
+                    await self._membership.remove_worker(worker_id)
+                    self._watched.pop(worker_id, None)
                     return
                 await self._membership.remove_worker(worker_id)
             # A replica with one dead rank is dead as a whole.
@@ -163,7 +190,7 @@ class Supervisor:
         return replace(placed, other_pids=tuple(pid for _, pid in found))
 
     async def _lives(self, watched: _Watched) -> bool:
-        """Until a rank dies; False where the worker was stopped instead."""
+        """Until a rank dies; False where the worker has left instead."""
         actors = [watched.leader, *watched.others]
         ends = [asyncio.ensure_future(actor.wait_stopped.remote()) for actor in actors]
         try:

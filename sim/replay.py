@@ -11,7 +11,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from eastwest.clock import ns
 from eastwest.config import Config, KVConfig, PoolConfig, RouterConfig
@@ -26,11 +26,11 @@ from router.placement import PlacementPolicy
 from router.requests import Request
 from sim.cluster import Cluster, Seen, Shape
 from sim.engine import StepTime, cost_of
+from sim.prompt import HASHED_TOKENS, TracePrompt
 from sim.virtual_loop import VirtualClock, VirtualLoop
 
-_HASHED_TOKENS = 512
 # Blocks of the trace's own size: a paged KV of smaller ones would be found no differently.
-BLOCK_TOKENS = 512
+BLOCK_TOKENS = HASHED_TOKENS
 _DEADLINE_S = 3600.0
 
 
@@ -157,7 +157,7 @@ def _result(cluster: Cluster, span_s: float) -> Replayed:
         ttft_s=tuple(seen.ttft_s for seen in done),
         tpot_s=tuple(seen.tpot_s for seen in done),
         cached_share=1 - computed / prompt if prompt else 0.0,
-        events=cluster.router.events,
+        events=cluster.events,
         busy={role: statistics.fmean(shares) for role, shares in busy.items()},
     )
 
@@ -167,22 +167,12 @@ def _request(number: int, row: TraceRow, now_ns: int) -> Request:
         request_id=f"r{number}",
         salt="",
         session_id="",
-        prompt=_prompt(number, row),
+        prompt=cast("tuple[int, ...]", TracePrompt.of(number, row)),
         sampling=SamplingParams(temperature=0.0, seed=0, ignore_eos=True),
         max_tokens=row.osl,
         accepted_ns=now_ns,
         deadline_ns=now_ns + ns(_DEADLINE_S),
     )
-
-
-def _prompt(number: int, row: TraceRow) -> tuple[int, ...]:
-    """Each block of the trace is the same token over and over, which names it."""
-    tokens: list[int] = []
-    for block in row.blocks:
-        tokens += [100 + block] * _HASHED_TOKENS
-    own = 10_000_000 + number
-    tokens += [own] * (row.isl - len(tokens))
-    return tuple(tokens[: row.isl])
 
 
 def _spread(rows: Iterable[TraceRow], rng: random.Random) -> list[tuple[float, TraceRow]]:

@@ -36,15 +36,16 @@ from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
 from prefill_pool.worker import PrefillWorker
 from runtime.holdings import Holdings
-from runtime.step_loop import StepLoop
+from runtime.leaving import Leaving
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
 from sim.links import Fabric, SimulatedReceiving, SimulatedSender
+from sim.virtual_loop import Call, running_loop
 
 TICK_S = 0.2
 
 
 class SimulatedReplica:
-    """One incarnation. `emit` puts an event on its router's stream."""
+    """One incarnation. `emit` puts an event on a router's stream."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class SimulatedReplica:
         self._fabric = fabric
         self._emit = emit
         self.alive = True
+        self._routers: dict[str, None] = {}
         self.info = WorkerInfo(
             worker_id=worker_id,
             epoch=epoch,
@@ -78,16 +80,25 @@ class SimulatedReplica:
             running_max=pool.running_max,
             step_tokens=pool.step_tokens,
         )
-        self.steps = SimulatedSteps(step_time)
+        self.steps = SimulatedSteps(step_time, clock)
         self.holdings = Holdings(BlockGroups(num_blocks, 1))
-        self.loop = StepLoop(self.steps, clock)
         self.sender = SimulatedSender(fabric, clock)
         self._kv = SimulatedKV(model.kv, num_blocks, config.kv.block_tokens)
         self.decode = self._decode_worker(pool)
         self.prefill = self._prefill_worker(pool)
-        self.loop.add(self.decode)
-        self.loop.add(self.prefill)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.steps.add(self.decode)
+        self.steps.add(self.prefill)
+        self.leaving = Leaving(
+            sides=(self.prefill, self.decode),
+            sessions=self.decode.spiller,
+            load=self.load,
+            routers=lambda: self._routers,
+            emit=self._tell,
+            clock=clock,
+        )
+        self._departure: asyncio.Task[None] | None = None
+        self._time = running_loop()
+        self._next_tick: Call | None = None
 
     def _decode_worker(self, pool: PoolConfig) -> DecodeWorker:
         return DecodeWorker(
@@ -99,7 +110,7 @@ class SimulatedReplica:
             endpoints=lambda group, transport: (RankEndpoint(0, self.info.address),),
             settled=_at_once,
             holdings=self.holdings,
-            loop=self.loop,
+            loop=self.steps,
             epoch=self.info.epoch,
             store=None,
             emit=self._tell,
@@ -114,7 +125,7 @@ class SimulatedReplica:
             model=self.info.model,
             kv=self._kv,
             holdings=self.holdings,
-            loop=self.loop,
+            loop=self.steps,
             sender=cast(GroupSender, self.sender),
             store=None,
             local=self.decode.in_place,
@@ -127,12 +138,10 @@ class SimulatedReplica:
 
     def start(self) -> None:
         """Take commands and transfers."""
-        name = self.info.address
-        self._fabric.listen(name, self.decode.transfers)
-        self._tasks = [
-            asyncio.create_task(self.loop.run(), name=f"{name} steps"),
-            asyncio.create_task(self._tick(), name=f"{name} ticks"),
-        ]
+        self._fabric.listen(self.info.address, self.decode.transfers)
+        self.steps.start()
+        self._departure = asyncio.create_task(self.leaving.run())
+        self._next_tick = self._time.call_soon(self._tick)
 
     async def kill(self) -> None:
         """The process is gone, with all that it held."""
@@ -144,14 +153,18 @@ class SimulatedReplica:
         """End everything that runs. Idempotent."""
         await self.prefill.close()
         await self.decode.close()
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._next_tick is not None:
+            self._next_tick.cancel()
+        if self._departure is not None:
+            self._departure.cancel()
+            await asyncio.gather(self._departure, return_exceptions=True)
+        self.steps.stop()
         self._fabric.leave(self.info.address)
 
     def handle(self, router_id: str, command: Command) -> None:
         """A command off the stream."""
+        if self.leaving.handle(router_id, command):
+            return
         match command:
             case Reserve():
                 self.decode.reserve(router_id, command)
@@ -168,12 +181,14 @@ class SimulatedReplica:
 
     def tell_whole(self, router_id: str) -> None:
         """All named blocks go to a router that knows nothing of them."""
-        self._tell_changes(router_id)
+        self._tell_changes()
+        self._routers[router_id] = None
         for events in self.holdings.kv_whole():
             self._emit(self, router_id, events)
 
     def router_gone(self, router_id: str) -> None:
         """Its stream is broken: end what it owned."""
+        self._routers.pop(router_id, None)
         self.prefill.router_gone(router_id)
         self.decode.router_gone(router_id)
 
@@ -194,32 +209,33 @@ class SimulatedReplica:
             transfer_bytes=self.decode.transfer_bytes,
             store_available=False,
             kv_sequence=self.holdings.pool.journal.sequence,
+            draining_s=self.leaving.left_s,
         )
 
     def audit(self) -> Audit:
         """Who holds what, and what does not add up."""
         return self.holdings.audit({*self.prefill.owners(), *self.decode.owners()})
 
-    async def _tick(self) -> None:
-        while True:
-            now = self._clock.now_ns()
-            self.prefill.tick(now)
-            self.decode.tick(now)
-            for owner in self.holdings.ledger.expired(now):
-                if owner.kind is OwnerKind.PREFILL:
-                    self.prefill.abort(owner.id)
-                else:
-                    self.decode.expire(owner.id)
-            await asyncio.sleep(TICK_S)
+    def _tick(self) -> None:
+        now = self._clock.now_ns()
+        self.prefill.tick(now)
+        self.decode.tick(now)
+        for owner in self.holdings.ledger.expired(now):
+            if owner.kind is OwnerKind.PREFILL:
+                self.prefill.abort(owner.id)
+            else:
+                self.decode.expire(owner.id)
+        self._next_tick = self._time.call_later(TICK_S, self._tick)
 
     def _tell(self, router_id: str, event: Event) -> None:
         if self.alive:
             self._emit(self, router_id, event)
-            self._tell_changes(router_id)
+            self._tell_changes()
 
-    def _tell_changes(self, router_id: str) -> None:
+    def _tell_changes(self) -> None:
         for events in self.holdings.kv_events():
-            self._emit(self, router_id, events)
+            for router_id in self._routers:
+                self._emit(self, router_id, events)
 
     def _is_self(self, ticket: Ticket) -> bool:
         return (ticket.worker_id, ticket.epoch) == (self.info.worker_id, self.info.epoch)

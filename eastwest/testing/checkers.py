@@ -17,7 +17,7 @@ from eastwest.timing import Timing
 
 @dataclass(slots=True)
 class Fate:
-    """What became of one request."""
+    """What became of one request. tokens: delivered so far; forgotten at its end."""
 
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
@@ -37,26 +37,33 @@ class ExactlyOnce:
         self.fates[request_id] = Fate()
 
     def delivered(self, request_id: str, tokens: Iterable[int]) -> None:
-        fate = self._running(request_id, "tokens")
+        fate = self.fates.get(request_id)
+        if fate is None or fate.ended:
+            fate = self._running(request_id, "tokens")
+        delivered = fate.tokens
         for token in tokens:
-            position = len(fate.tokens)
+            position = len(delivered)
             assert token == self._expected(request_id, position), (
                 f"token {position} of {request_id} is {token}: lost, repeated or out of order"
             )
-            fate.tokens.append(token)
+            delivered.append(token)
 
     def completed(self, request_id: str, output: Sequence[int]) -> None:
         """The request ended well, with this output; it may be cut by a stop string."""
         fate = self._running(request_id, "an end")
         assert list(output) == fate.tokens[: len(output)], f"{request_id} ends with other tokens"
-        fate.ended = True
+        self._end(fate)
 
     def failed(self, request_id: str) -> None:
-        self._running(request_id, "an end").ended = True
+        self._end(self._running(request_id, "an end"))
 
     def check_all_ended(self) -> None:
         waiting = [request_id for request_id, fate in self.fates.items() if not fate.ended]
         assert not waiting, f"requests never ended: {waiting}"
+
+    def _end(self, fate: Fate) -> None:
+        fate.ended = True
+        fate.tokens.clear()
 
     def _running(self, request_id: str, what: str) -> Fate:
         fate = self.fates.get(request_id)

@@ -66,9 +66,13 @@ def expected_output(
     """What any correct serving of `prompt` gives, ending tokens aside."""
     params = params or SamplingParams(temperature=0.0)
     tokens = list(prompt)
+    width = spec.num_kv_heads * (spec.key_dim + spec.value_dim)
+    kv = np.empty((len(tokens) + count, spec.num_layers, width), np.float32)
+    for position, token in enumerate(tokens):
+        kv[position] = kv_of(token, position, spec)
     for generated in range(count):
-        kv = np.stack([kv_of(token, position, spec) for position, token in enumerate(tokens)])
-        tokens.append(next_token(kv, params, generated, ()))
+        tokens.append(next_token(kv[: len(tokens)], params, generated, ()))
+        kv[len(tokens) - 1] = kv_of(tokens[-1], len(tokens) - 1, spec)
     return tokens[len(prompt) :]
 
 

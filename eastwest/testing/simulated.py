@@ -12,7 +12,7 @@ import heapq
 import random
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -22,6 +22,9 @@ from eastwest.errors import ErrorCode, Phase
 from eastwest.messages import (
     Abort,
     Command,
+    Dismiss,
+    Drain,
+    Drained,
     Event,
     Failed,
     FirstStep,
@@ -34,6 +37,7 @@ from eastwest.messages import (
     SequenceOutput,
     Stepped,
     Ticket,
+    Undrain,
     WorkerInfo,
 )
 from eastwest.testing.builders import a_load, a_ticket
@@ -41,6 +45,8 @@ from eastwest.types import FinishReason, SampledToken, SamplingParams
 
 STEP_NS = 10_000_000
 LOAD_NS = 500_000_000
+SETTLE_NS_MAX = 300_000_000
+GRACE_NS = 2_000_000_000
 PREFILL_NS_MAX = 200_000_000
 LEASE_S = 5.0
 VOCAB = 49152
@@ -87,6 +93,9 @@ class Surroundings(Protocol):
     def commit(self, ticket: Ticket, token: SampledToken, finished: bool) -> bool:
         """The KV of a prompt has arrived at the ticket's worker; False where that refuses it."""
 
+    def left(self, worker: SimulatedWorker) -> None:
+        """The worker has drained, and is gone."""
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -124,7 +133,10 @@ def simulated_output(
 
 @dataclass(slots=True, eq=False)
 class SimulatedWorker:
-    """One incarnation. `reserved` and `prefilling` are all that it holds for the router."""
+    """One incarnation. `reserved` and `prefilling` are all that it holds for the router.
+
+    move_ns: where it drains, until when work may go on. settling: it takes nothing any more.
+    """
 
     info: WorkerInfo
     agenda: Agenda
@@ -135,6 +147,9 @@ class SimulatedWorker:
     hung_until_ns: int = 0
     reserved: dict[str, Sequence] = field(default_factory=dict)
     prefilling: dict[str, Prefill] = field(default_factory=dict)
+    move_ns: int | None = None
+    settling: bool = False
+    drained: bool = False
     _stepping: bool = False
     _connection: int = 0
 
@@ -152,6 +167,13 @@ class SimulatedWorker:
         self._connection += 1
         self.reserved.clear()
         self.prefilling.clear()
+        if self.drained:
+            self._leave()
+
+    @property
+    def draining_s(self) -> float | None:
+        """See `Load.draining_s`."""
+        return None if self.move_ns is None else max(0, self.move_ns - self.agenda.now_ns) / 1e9
 
     def committed(self, transfer_id: str, token: SampledToken, finished: bool) -> bool:
         """Whether the KV found its reservation; it decodes from there, behind `token`."""
@@ -185,6 +207,8 @@ class SimulatedWorker:
         match command:
             case Reserve():
                 self._reserve(command)
+            case Prefill() if self.settling:
+                self._fail(command.request_id, ErrorCode.DRAINING, Phase.QUEUE)
             case Prefill():
                 self.prefilling[command.request_id] = command
                 delay = self.rng.randrange(PREFILL_NS_MAX)
@@ -194,12 +218,21 @@ class SimulatedWorker:
                 self.prefilling.pop(command.request_id, None)
             case Heartbeat():
                 pass
+            case Drain():
+                self._drain(round(command.timeout_s * 1e9))
+            case Undrain():
+                self._undrain()
+            case Dismiss():
+                self._leave()
 
     def _reserve(self, command: Reserve) -> None:
         work_id = command.request_id
         assert work_id not in self.reserved, f"{work_id} is reserved already"
         tokens = len(command.prompt) + command.max_tokens - 1
         blocks = blocks_for(tokens, self.info.block_tokens)
+        if self.move_ns is not None:
+            self._fail(work_id, ErrorCode.DRAINING, Phase.RESERVATION)
+            return
         if blocks > self._free_blocks or self._strikes(self.faults.refuse):
             self._fail(work_id, ErrorCode.OVERLOADED, Phase.RESERVATION)
             return
@@ -251,6 +284,45 @@ class SimulatedWorker:
         else:
             del self.prefilling[command.request_id]
 
+    # Leaving.
+
+    def _drain(self, timeout_ns: int) -> None:
+        move_ns = self.agenda.now_ns + timeout_ns
+        if self.move_ns is None:
+            self._later(STEP_NS, self._settle)
+        self.move_ns = move_ns if self.move_ns is None else min(self.move_ns, move_ns)
+        self.around.emit(self, self._load())
+
+    def _undrain(self) -> None:
+        if not self.drained:
+            self.move_ns, self.settling = None, False
+        self.around.emit(self, self._load())
+
+    def _settle(self) -> None:
+        """Once nothing runs, take no more, and be done a moment later."""
+        if self.move_ns is None or self.settling:
+            return
+        work_ids = {**self.reserved, **self.prefilling}
+        if not work_ids:
+            self.settling = True
+            self._later(self.rng.randrange(SETTLE_NS_MAX), self._part)
+            return
+        if self.agenda.now_ns >= self.move_ns + GRACE_NS:
+            for work_id in work_ids:
+                self._fail(work_id, ErrorCode.DRAINING, Phase.DECODE)
+        self._later(STEP_NS, self._settle)
+
+    def _part(self) -> None:
+        if self.settling and not self.drained:
+            self.drained = True
+            self.around.emit(self, Drained(0, 0))
+            self._later(GRACE_NS, self._leave)
+
+    def _leave(self) -> None:
+        if self.alive:
+            self.alive = False
+            self.around.left(self)
+
     # Steps.
 
     def _step_later(self) -> None:
@@ -297,13 +369,14 @@ class SimulatedWorker:
         self._later(LOAD_NS, self._report)
 
     def _load(self) -> Load:
-        return a_load(
+        load = a_load(
             free_blocks=self._free_blocks,
             num_blocks=self.info.num_blocks,
             running=sum(s.arrived_ns is not None for s in self.reserved.values()),
             waiting=len(self.prefilling),
             waiting_tokens=sum(len(p.prompt) for p in self.prefilling.values()),
         )
+        return replace(load, draining_s=self.draining_s)
 
     def _strikes(self, probability: float) -> bool:
         return self.rng.random() < probability

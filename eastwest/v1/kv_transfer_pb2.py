@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from eastwest.v1 import worker_pb2 as eastwest_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x61stwest/v1/kv_transfer.proto\x12\x0b\x65\x61stwest.v1\x1a\x18\x65\x61stwest/v1/worker.proto\"D\n\x07KvFrame\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.eastwest.v1.FrameHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xe6\x01\n\x0b\x46rameHeader\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x13\n\x0bsource_rank\x18\x03 \x01(\r\x12\x13\n\x0blayer_start\x18\x04 \x01(\r\x12\x13\n\x0blayer_count\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x06 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\r\x12\x12\n\nhead_start\x18\x08 \x01(\r\x12\x12\n\nhead_count\x18\t \x01(\r\x12\x10\n\x08\x63hecksum\x18\n \x01(\x06\x12\x10\n\x08in_place\x18\x0b \x01(\x08\"p\n\x0bPushReceipt\x12\x16\n\x0e\x61\x63\x63\x65pted_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_frames\x18\x02 \x01(\x05\x12\x18\n\x10\x64uplicate_frames\x18\x03 \x01(\x05\x12\x16\n\x0e\x63orrupt_frames\x18\x04 \x01(\x05\"u\n\rCommitRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x19.eastwest.v1.SampledToken\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"L\n\rCommitReceipt\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12(\n\x07missing\x18\x02 \x03(\x0b\x32\x17.eastwest.v1.FrameSlice\"\x96\x01\n\nFrameSlice\x12\x13\n\x0blayer_start\x18\x01 \x01(\r\x12\x13\n\x0blayer_count\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12\x12\n\nhead_start\x18\x05 \x01(\r\x12\x12\n\nhead_count\x18\x06 \x01(\r\x12\x0c\n\x04rank\x18\x07 \x01(\r\":\n\x14\x41\x62ortTransferRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\x16\n\x14\x41\x62ortTransferReceipt2\xdf\x01\n\nKvTransfer\x12\x38\n\x04Push\x12\x14.eastwest.v1.KvFrame\x1a\x18.eastwest.v1.PushReceipt(\x01\x12@\n\x06\x43ommit\x12\x1a.eastwest.v1.CommitRequest\x1a\x1a.eastwest.v1.CommitReceipt\x12U\n\rAbortTransfer\x12!.eastwest.v1.AbortTransferRequest\x1a!.eastwest.v1.AbortTransferReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x61stwest/v1/kv_transfer.proto\x12\x0b\x65\x61stwest.v1\x1a\x18\x65\x61stwest/v1/worker.proto\"D\n\x07KvFrame\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.eastwest.v1.FrameHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xe6\x01\n\x0b\x46rameHeader\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x13\n\x0bsource_rank\x18\x03 \x01(\r\x12\x13\n\x0blayer_start\x18\x04 \x01(\r\x12\x13\n\x0blayer_count\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x06 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x07 \x01(\r\x12\x12\n\nhead_start\x18\x08 \x01(\r\x12\x12\n\nhead_count\x18\t \x01(\r\x12\x10\n\x08\x63hecksum\x18\n \x01(\x06\x12\x10\n\x08in_place\x18\x0b \x01(\x08\"p\n\x0bPushReceipt\x12\x16\n\x0e\x61\x63\x63\x65pted_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_frames\x18\x02 \x01(\x05\x12\x18\n\x10\x64uplicate_frames\x18\x03 \x01(\x05\x12\x16\n\x0e\x63orrupt_frames\x18\x04 \x01(\x05\"\x84\x01\n\rCommitRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x19.eastwest.v1.SampledToken\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\r\n\x05\x63heck\x18\x0f \x01(\x06\"p\n\rCommitReceipt\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12(\n\x07missing\x18\x02 \x03(\x0b\x32\x17.eastwest.v1.FrameSlice\x12\x13\n\x0btransfer_id\x18\x03 \x01(\t\x12\r\n\x05\x63heck\x18\x0f \x01(\x06\"\x96\x01\n\nFrameSlice\x12\x13\n\x0blayer_start\x18\x01 \x01(\r\x12\x13\n\x0blayer_count\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12\x12\n\nhead_start\x18\x05 \x01(\r\x12\x12\n\nhead_count\x18\x06 \x01(\r\x12\x0c\n\x04rank\x18\x07 \x01(\r\"I\n\x14\x41\x62ortTransferRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05\x63heck\x18\x0f \x01(\x06\"%\n\x14\x41\x62ortTransferReceipt\x12\r\n\x05\x63heck\x18\x0f \x01(\x06\x32\xdf\x01\n\nKvTransfer\x12\x38\n\x04Push\x12\x14.eastwest.v1.KvFrame\x1a\x18.eastwest.v1.PushReceipt(\x01\x12@\n\x06\x43ommit\x12\x1a.eastwest.v1.CommitRequest\x1a\x1a.eastwest.v1.CommitReceipt\x12U\n\rAbortTransfer\x12!.eastwest.v1.AbortTransferRequest\x1a!.eastwest.v1.AbortTransferReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAMEHEADER']._serialized_end=373
   _globals['_PUSHRECEIPT']._serialized_start=375
   _globals['_PUSHRECEIPT']._serialized_end=487
-  _globals['_COMMITREQUEST']._serialized_start=489
-  _globals['_COMMITREQUEST']._serialized_end=606
-  _globals['_COMMITRECEIPT']._serialized_start=608
-  _globals['_COMMITRECEIPT']._serialized_end=684
-  _globals['_FRAMESLICE']._serialized_start=687
-  _globals['_FRAMESLICE']._serialized_end=837
-  _globals['_ABORTTRANSFERREQUEST']._serialized_start=839
-  _globals['_ABORTTRANSFERREQUEST']._serialized_end=897
-  _globals['_ABORTTRANSFERRECEIPT']._serialized_start=899
-  _globals['_ABORTTRANSFERRECEIPT']._serialized_end=921
-  _globals['_KVTRANSFER']._serialized_start=924
-  _globals['_KVTRANSFER']._serialized_end=1147
+  _globals['_COMMITREQUEST']._serialized_start=490
+  _globals['_COMMITREQUEST']._serialized_end=622
+  _globals['_COMMITRECEIPT']._serialized_start=624
+  _globals['_COMMITRECEIPT']._serialized_end=736
+  _globals['_FRAMESLICE']._serialized_start=739
+  _globals['_FRAMESLICE']._serialized_end=889
+  _globals['_ABORTTRANSFERREQUEST']._serialized_start=891
+  _globals['_ABORTTRANSFERREQUEST']._serialized_end=964
+  _globals['_ABORTTRANSFERRECEIPT']._serialized_start=966
+  _globals['_ABORTTRANSFERRECEIPT']._serialized_end=1003
+  _globals['_KVTRANSFER']._serialized_start=1006
+  _globals['_KVTRANSFER']._serialized_end=1229
 # @@protoc_insertion_point(module_scope)

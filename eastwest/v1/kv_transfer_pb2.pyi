@@ -54,24 +54,30 @@ class PushReceipt(_message.Message):
     def __init__(self, accepted_bytes: _Optional[int] = ..., accepted_frames: _Optional[int] = ..., duplicate_frames: _Optional[int] = ..., corrupt_frames: _Optional[int] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
-    __slots__ = ("transfer_id", "epoch", "first_token", "finished")
+    __slots__ = ("transfer_id", "epoch", "first_token", "finished", "check")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     epoch: int
     first_token: _worker_pb2.SampledToken
     finished: bool
-    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., first_token: _Optional[_Union[_worker_pb2.SampledToken, _Mapping]] = ..., finished: _Optional[bool] = ...) -> None: ...
+    check: int
+    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., first_token: _Optional[_Union[_worker_pb2.SampledToken, _Mapping]] = ..., finished: _Optional[bool] = ..., check: _Optional[int] = ...) -> None: ...
 
 class CommitReceipt(_message.Message):
-    __slots__ = ("committed", "missing")
+    __slots__ = ("committed", "missing", "transfer_id", "check")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     committed: bool
     missing: _containers.RepeatedCompositeFieldContainer[FrameSlice]
-    def __init__(self, committed: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[FrameSlice, _Mapping]]] = ...) -> None: ...
+    transfer_id: str
+    check: int
+    def __init__(self, committed: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[FrameSlice, _Mapping]]] = ..., transfer_id: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class FrameSlice(_message.Message):
     __slots__ = ("layer_start", "layer_count", "block_start", "block_count", "head_start", "head_count", "rank")
@@ -92,13 +98,17 @@ class FrameSlice(_message.Message):
     def __init__(self, layer_start: _Optional[int] = ..., layer_count: _Optional[int] = ..., block_start: _Optional[int] = ..., block_count: _Optional[int] = ..., head_start: _Optional[int] = ..., head_count: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class AbortTransferRequest(_message.Message):
-    __slots__ = ("transfer_id", "epoch")
+    __slots__ = ("transfer_id", "epoch", "check")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     epoch: int
-    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    check: int
+    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...
 
 class AbortTransferReceipt(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("check",)
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    check: int
+    def __init__(self, check: _Optional[int] = ...) -> None: ...

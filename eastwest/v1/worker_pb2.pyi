@@ -32,18 +32,24 @@ class Commands(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv")
+    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv", "drain", "undrain", "dismiss")
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RESYNC_KV_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    UNDRAIN_FIELD_NUMBER: _ClassVar[int]
+    DISMISS_FIELD_NUMBER: _ClassVar[int]
     reserve: Reserve
     prefill: Prefill
     abort: AbortWork
     heartbeat: Heartbeat
     resync_kv: ResyncKv
-    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    undrain: Undrain
+    dismiss: Dismiss
+    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output")
@@ -123,6 +129,20 @@ class ResyncKv(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Drain(_message.Message):
+    __slots__ = ("timeout_s",)
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    timeout_s: float
+    def __init__(self, timeout_s: _Optional[float] = ...) -> None: ...
+
+class Undrain(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Dismiss(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class WorkerMessage(_message.Message):
     __slots__ = ("welcome", "events")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -132,7 +152,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., events: _Optional[_Union[Events, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "block_tokens", "num_blocks", "running_max", "protocol_version", "step_tokens", "host", "transports")
+    __slots__ = ("worker_id", "epoch", "role", "address", "model", "layout", "block_tokens", "num_blocks", "running_max", "protocol_version", "step_tokens", "host", "transports", "draining_s")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +166,7 @@ class Welcome(_message.Message):
     STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_S_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -159,7 +180,8 @@ class Welcome(_message.Message):
     step_tokens: int
     host: str
     transports: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ..., step_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
+    draining_s: float
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running_max: _Optional[int] = ..., protocol_version: _Optional[int] = ..., step_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., draining_s: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "fingerprint", "architecture", "dtype", "context_tokens", "vocab_size", "eos_ids", "kv")
@@ -260,20 +282,22 @@ class Events(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("reserved", "prefilled", "stepped", "failed", "load", "kv")
+    __slots__ = ("reserved", "prefilled", "stepped", "failed", "load", "kv", "drained")
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
     STEPPED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
     reserved: Reserved
     prefilled: Prefilled
     stepped: Stepped
     failed: Failed
     load: Load
     kv: KvEvents
-    def __init__(self, reserved: _Optional[_Union[Reserved, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv: _Optional[_Union[KvEvents, _Mapping]] = ...) -> None: ...
+    drained: Drained
+    def __init__(self, reserved: _Optional[_Union[Reserved, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv: _Optional[_Union[KvEvents, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ...) -> None: ...
 
 class Reserved(_message.Message):
     __slots__ = ("request_id", "ticket", "cached_tokens", "loaded_tokens")
@@ -316,10 +340,16 @@ class Prefilled(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token: _Optional[_Union[SampledToken, _Mapping]] = ..., finish: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ...) -> None: ...
 
 class Stepped(_message.Message):
-    __slots__ = ("outputs",)
+    __slots__ = ("outputs", "plain_ids", "plain_tokens", "plain_counts")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ...) -> None: ...
+    plain_ids: _containers.RepeatedScalarFieldContainer[str]
+    plain_tokens: _containers.RepeatedScalarFieldContainer[int]
+    plain_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., plain_ids: _Optional[_Iterable[str]] = ..., plain_tokens: _Optional[_Iterable[int]] = ..., plain_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("request_id", "tokens", "finish", "first_step")
@@ -360,7 +390,7 @@ class Failed(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "links", "expert_tokens", "kv_sequence")
+    __slots__ = ("free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens", "leaked_blocks", "spilled_blocks", "sessions_inactive", "sessions_spilled", "transfer_bytes", "store_available", "links", "expert_tokens", "kv_sequence", "draining_s")
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -376,6 +406,7 @@ class Load(_message.Message):
     LINKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_S_FIELD_NUMBER: _ClassVar[int]
     free_blocks: int
     cached_blocks: int
     num_blocks: int
@@ -391,7 +422,16 @@ class Load(_message.Message):
     links: _containers.RepeatedCompositeFieldContainer[KvLink]
     expert_tokens: _containers.RepeatedScalarFieldContainer[int]
     kv_sequence: int
-    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[KvLink, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kv_sequence: _Optional[int] = ...) -> None: ...
+    draining_s: float
+    def __init__(self, free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., num_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., leaked_blocks: _Optional[int] = ..., spilled_blocks: _Optional[int] = ..., sessions_inactive: _Optional[int] = ..., sessions_spilled: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., store_available: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[KvLink, _Mapping]]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kv_sequence: _Optional[int] = ..., draining_s: _Optional[float] = ...) -> None: ...
+
+class Drained(_message.Message):
+    __slots__ = ("sessions_stored", "sessions_dropped")
+    SESSIONS_STORED_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    sessions_stored: int
+    sessions_dropped: int
+    def __init__(self, sessions_stored: _Optional[int] = ..., sessions_dropped: _Optional[int] = ...) -> None: ...
 
 class KvLink(_message.Message):
     __slots__ = ("source", "transport", "transfers", "bytes")

@@ -15,7 +15,9 @@ from eastwest.wire.messages import (
     event_from_wire,
     event_to_wire,
 )
+from eastwest.wire.steps import is_plain, merged_steps
 from eastwest.wire.values import (
+    chunk_to_wire,
     finish_from_wire,
     finish_to_wire,
     logprobs_from_wire,
@@ -44,6 +46,7 @@ from eastwest.wire.workers import (
 )
 
 __all__ = [
+    "chunk_to_wire",
     "command_from_wire",
     "command_to_wire",
     "endpoints_from_wire",
@@ -55,12 +58,14 @@ __all__ = [
     "explanation_to_wire",
     "finish_from_wire",
     "finish_to_wire",
+    "is_plain",
     "kv_spec_from_wire",
     "kv_spec_to_wire",
     "layout_from_wire",
     "layout_to_wire",
     "logprobs_from_wire",
     "logprobs_to_wire",
+    "merged_steps",
     "model_from_wire",
     "model_to_wire",
     "sampling_from_wire",

@@ -6,7 +6,11 @@ from eastwest import messages as m
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.kv_events import kv_events_from_wire, kv_events_to_wire
+from eastwest.wire.steps import stepped_from_wire, stepped_to_wire
 from eastwest.wire.values import (
+    NUMBER_MAX,
+    TOKENS_MAX,
+    check_numbers,
     finish_from_wire,
     finish_to_wire,
     sampling_from_wire,
@@ -61,6 +65,12 @@ def command_to_wire(command: m.Command) -> worker.Command:
             return worker.Command(heartbeat=worker.Heartbeat())
         case m.ResyncKv():
             return worker.Command(resync_kv=worker.ResyncKv())
+        case m.Drain():
+            return worker.Command(drain=worker.Drain(timeout_s=command.timeout_s))
+        case m.Undrain():
+            return worker.Command(undrain=worker.Undrain())
+        case m.Dismiss():
+            return worker.Command(dismiss=worker.Dismiss())
 
 
 def command_from_wire(wire: worker.Command) -> m.Command:
@@ -96,48 +106,20 @@ def command_from_wire(wire: worker.Command) -> m.Command:
             return m.Heartbeat()
         case "resync_kv":
             return m.ResyncKv()
+        case "drain":
+            return m.Drain(wire.drain.timeout_s)
+        case "undrain":
+            return m.Undrain()
+        case "dismiss":
+            return m.Dismiss()
         case _:
             raise InvalidArgument(
-                "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv"
+                "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv, "
+                "drain, undrain, dismiss"
             )
 
 
 # Events.
-
-
-def _output_to_wire(output: m.SequenceOutput) -> worker.SequenceOutput:
-    wire = worker.SequenceOutput(
-        request_id=output.request_id,
-        tokens=[token_to_wire(t) for t in output.tokens],
-        finish=finish_to_wire(output.finish),
-    )
-    if (first := output.first_step) is not None:
-        wire.first_step.import_ns = first.import_ns
-        wire.first_step.decode_queue_ns = first.decode_queue_ns
-        wire.first_step.first_step_ns = first.first_step_ns
-        wire.first_step.transfer_ns = first.transfer_ns
-        wire.first_step.transfer_bytes = first.transfer_bytes
-    return wire
-
-
-def _output_from_wire(wire: worker.SequenceOutput) -> m.SequenceOutput:
-    first = None
-    if wire.HasField("first_step"):
-        step = wire.first_step
-        first = m.FirstStep(
-            step.import_ns,
-            step.decode_queue_ns,
-            step.first_step_ns,
-            step.transfer_ns,
-            step.transfer_bytes,
-        )
-    return m.SequenceOutput(
-        wire.request_id,
-        tuple(token_from_wire(t) for t in wire.tokens),
-        finish_from_wire(wire.finish),
-        first,
-    )
-
 
 _LOAD_FIELDS = (
     "free_blocks", "cached_blocks", "num_blocks", "running", "waiting", "waiting_tokens",
@@ -170,8 +152,7 @@ def event_to_wire(event: m.Event) -> worker.Event:
                 )
             )
         case m.Stepped():
-            outputs = [_output_to_wire(o) for o in event.outputs]
-            return worker.Event(stepped=worker.Stepped(outputs=outputs))
+            return worker.Event(stepped=stepped_to_wire(event))
         case m.Failed():
             return worker.Event(
                 failed=worker.Failed(
@@ -192,16 +173,28 @@ def event_to_wire(event: m.Event) -> worker.Event:
                 )
                 for link in event.links
             ]
-            load = worker.Load(links=links, expert_tokens=event.expert_tokens, **fields)
+            load = worker.Load(
+                links=links,
+                expert_tokens=event.expert_tokens,
+                draining_s=event.draining_s,
+                **fields,
+            )
             return worker.Event(load=load)
         case m.KvEvents():
             return worker.Event(kv=kv_events_to_wire(event))
+        case m.Drained():
+            return worker.Event(
+                drained=worker.Drained(
+                    sessions_stored=event.sessions_stored, sessions_dropped=event.sessions_dropped
+                )
+            )
 
 
 def event_from_wire(wire: worker.Event) -> m.Event:
     match wire.WhichOneof("event"):
         case "reserved":
             reserved = wire.reserved
+            check_numbers("reserved", TOKENS_MAX, reserved.cached_tokens, reserved.loaded_tokens)
             return m.Reserved(
                 reserved.request_id,
                 ticket_from_wire(reserved.ticket),
@@ -210,6 +203,10 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "prefilled":
             prefilled = wire.prefilled
+            check_numbers(
+                "prefilled", TOKENS_MAX, prefilled.computed_tokens, prefilled.loaded_tokens
+            )
+            check_numbers("prefilled", NUMBER_MAX, prefilled.queue_ns, prefilled.prefill_ns)
             return m.Prefilled(
                 prefilled.request_id,
                 token_from_wire(prefilled.token),
@@ -220,7 +217,7 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                 prefilled.loaded_tokens,
             )
         case "stepped":
-            return m.Stepped(tuple(_output_from_wire(o) for o in wire.stepped.outputs))
+            return stepped_from_wire(wire.stepped)
         case "failed":
             failed = wire.failed
             return m.Failed(
@@ -231,17 +228,23 @@ def event_from_wire(wire: worker.Event) -> m.Event:
             )
         case "load":
             load = wire.load
+            fields = {name: getattr(load, name) for name in _LOAD_FIELDS}
+            check_numbers("load", NUMBER_MAX, *fields.values(), *load.expert_tokens)
             return m.Load(
-                **{name: getattr(load, name) for name in _LOAD_FIELDS},
+                **fields,
                 links=tuple(
                     m.KvLink(k.source, transport_from_wire(k.transport), k.transfers, k.bytes)
                     for k in load.links
                 ),
                 expert_tokens=tuple(load.expert_tokens),
+                draining_s=load.draining_s if load.HasField("draining_s") else None,
             )
         case "kv":
             return kv_events_from_wire(wire.kv)
+        case "drained":
+            return m.Drained(wire.drained.sessions_stored, wire.drained.sessions_dropped)
         case _:
             raise InvalidArgument(
-                "an event is empty; allowed: reserved, prefilled, stepped, failed, load, kv"
+                "an event is empty; allowed: reserved, prefilled, stepped, failed, load, kv, "
+                "drained"
             )

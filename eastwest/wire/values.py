@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from eastwest.answers import Chunk
 from eastwest.errors import InvalidArgument
 from eastwest.timing import Timing
 from eastwest.types import FinishReason, SampledToken, SamplingParams, TopLogprob, Usage
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.v1 import worker_pb2 as worker
+
+# Sums of a few of these are numbers that any message can hold.
+NUMBER_MAX = 1 << 60
+TOKENS_MAX = 1 << 24
+
+
+def check_numbers(event: str, number_max: int, *numbers: int) -> None:
+    """What a worker counts or measures is no negative number, and none without end."""
+    for number in numbers:
+        if not 0 <= number <= number_max:
+            raise InvalidArgument(
+                f"a number of {event} is {number}; allowed: from 0 up to {number_max}"
+            )
+
 
 _FINISH_TO_WIRE = {
     None: inference.FINISH_REASON_UNSPECIFIED,
@@ -79,6 +94,12 @@ def logprobs_to_wire(tokens: Iterable[SampledToken]) -> list[inference.TokenLogp
         for t in tokens
         if t.logprob is not None
     ]
+
+
+def chunk_to_wire(chunk: Chunk) -> inference.GenerateStreamChunk:
+    return inference.GenerateStreamChunk(
+        token_ids=chunk.token_ids, text=chunk.text, logprobs=logprobs_to_wire(chunk.logprobs)
+    )
 
 
 def logprobs_from_wire(wire: Iterable[inference.TokenLogprob]) -> tuple[SampledToken, ...]:

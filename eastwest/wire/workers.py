@@ -8,7 +8,13 @@ from typing import TypeVar
 
 from eastwest import messages as m
 from eastwest.errors import InvalidArgument
-from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
+from eastwest.layout import (
+    DTYPE_BYTES,
+    RANKS_MAX,
+    TOKEN_BYTES_MAX,
+    KVSpec,
+    ParallelLayout,
+)
 from eastwest.types import Role
 from eastwest.v1 import worker_pb2 as worker
 
@@ -38,7 +44,12 @@ def kv_spec_from_wire(wire: worker.KvSpec) -> KVSpec:
         raise InvalidArgument(f"KV dtype is {wire.dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
     if min(wire.num_layers, wire.num_kv_heads, wire.key_dim) < 1 or wire.value_dim < 0:
         raise InvalidArgument("KV spec has no layers, heads or dims; allowed: at least 1 of each")
-    return KVSpec(wire.num_layers, wire.num_kv_heads, wire.key_dim, wire.value_dim, wire.dtype)
+    spec = KVSpec(wire.num_layers, wire.num_kv_heads, wire.key_dim, wire.value_dim, wire.dtype)
+    if spec.bytes_per_token > TOKEN_BYTES_MAX:
+        raise InvalidArgument(
+            f"the KV of a token has {spec.bytes_per_token} bytes; allowed: up to {TOKEN_BYTES_MAX}"
+        )
+    return spec
 
 
 def layout_to_wire(layout: ParallelLayout) -> worker.Layout:
@@ -48,7 +59,12 @@ def layout_to_wire(layout: ParallelLayout) -> worker.Layout:
 def layout_from_wire(wire: worker.Layout) -> ParallelLayout:
     if min(wire.tp, wire.pp, wire.ep, wire.dp) < 1:
         raise InvalidArgument("a layout has a size below 1; allowed: tp, pp, ep, dp from 1")
-    return ParallelLayout(wire.tp, wire.pp, wire.ep, wire.dp)
+    layout = ParallelLayout(wire.tp, wire.pp, wire.ep, wire.dp)
+    if max(layout.world_size, layout.ep) > RANKS_MAX:
+        raise InvalidArgument(
+            f"a layout has {layout.world_size} ranks, ep {layout.ep}; allowed: up to {RANKS_MAX}"
+        )
+    return layout
 
 
 def model_to_wire(model: m.ModelInfo) -> worker.Model:
@@ -136,6 +152,7 @@ def welcome_to_wire(info: m.WorkerInfo) -> worker.Welcome:
         host=info.host,
         transports=info.transports,
         protocol_version=info.protocol_version,
+        draining_s=info.draining_s,
     )
 
 
@@ -154,6 +171,7 @@ def welcome_from_wire(wire: worker.Welcome) -> m.WorkerInfo:
         host=wire.host,
         transports=_transports(wire.transports),
         protocol_version=wire.protocol_version,
+        draining_s=wire.draining_s if wire.HasField("draining_s") else None,
     )
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
+from eastwest.answers import Chunk
 from eastwest.messages import ModelInfo
+from eastwest.types import SampledToken, TopLogprob
 from eastwest.v1 import inference_pb2 as inference
-from eastwest.wire import finish_from_wire
+from eastwest.wire import finish_from_wire, logprobs_from_wire
 from router.http.bodies import Form
 from router.text import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
+_PLACE = "\0"
 # The least that a log-probability is told as; JSON has no infinity.
 LOGPROB_MIN = -9999.0
 
@@ -50,10 +54,12 @@ class Answer:
     _tokens: int = 0
     _told: bool = False
     _text: list[str] = field(default_factory=list)
-    _logprobs: list[inference.TokenLogprob] = field(default_factory=list)
+    _logprobs: list[SampledToken] = field(default_factory=list)
     _offset: int = 0  # characters of all tokens whose log-probabilities are told
+    # What stands before and after the text of each event that tells no more than text.
+    _around: tuple[bytes, bytes] | None = None
 
-    def chunk(self, chunk: inference.GenerateStreamChunk) -> bytes:
+    def chunk(self, chunk: Chunk) -> bytes:
         """The events to send for it, none while it waits for the next."""
         self._tokens += len(chunk.token_ids)
         if chunk.text:
@@ -61,7 +67,15 @@ class Answer:
         self._logprobs.extend(chunk.logprobs)
         if self._tokens >= self.max_tokens or (self._told and not self._text):
             return b""
-        return event(self._next(self._delta(), None))
+        if not self._told:
+            first = event(self._next(self._delta(), None))
+            self._around = self._template()
+            return first
+        if self._around is None or self._logprobs:
+            return event(self._next(self._delta(), None))
+        text = encode_basestring_ascii("".join(self._text)).encode()
+        self._text.clear()
+        return text.join(self._around)
 
     def last(self, complete: inference.GenerateComplete) -> bytes:
         """The events that end the stream."""
@@ -77,7 +91,7 @@ class Answer:
 
     def whole(self, complete: inference.GenerateComplete) -> bytes:
         """The one object of an answer that is not streamed."""
-        self._logprobs.extend(complete.logprobs)
+        self._logprobs.extend(logprobs_from_wire(complete.logprobs))
         choice: dict[str, Any] = {"index": 0}
         if self.form.chat:
             message = {"role": "assistant", "content": complete.text, "refusal": None}
@@ -93,6 +107,14 @@ class Answer:
         return to_json(answer)
 
     # Inside.
+
+    def _template(self) -> tuple[bytes, bytes] | None:
+        """An event cut where its text goes, if that is all that sets it apart from the next."""
+        if self.form.usage_so_far or self.form.top_logprobs is not None:
+            return None
+        self._text.append(_PLACE)
+        cut = event(self._next(self._delta(), None)).split(encode_basestring_ascii(_PLACE).encode())
+        return (cut[0], cut[1]) if len(cut) == 2 else None
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
         if self.form.chat:
@@ -164,19 +186,19 @@ class Answer:
             "top_logprobs": [self._top(e) for e in entries] if self.form.top_logprobs else None,
         }
 
-    def _chat_entry(self, entry: inference.TokenLogprob) -> dict[str, Any]:
+    def _chat_entry(self, entry: SampledToken) -> dict[str, Any]:
         top = [self._named(t.token, t.logprob) for t in entry.top]
         return {**self._named(entry.token, entry.logprob), "top_logprobs": top}
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+    def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self.tokenizer.token_text(token)
         # A token that is part of a character has no text of its own to spell in bytes.
         spelled = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": _bounded(logprob), "bytes": spelled}
 
-    def _top(self, entry: inference.TokenLogprob) -> dict[str, float]:
+    def _top(self, entry: SampledToken) -> dict[str, float]:
         """The likeliest tokens and the chosen one; of tokens with one text, the likeliest."""
-        ranked: Iterable[inference.TokenLogprob | inference.TopLogprob] = (*entry.top, entry)
+        ranked: Iterable[SampledToken | TopLogprob] = (*entry.top, entry)
         named: dict[str, float] = {}
         for one in ranked:
             named.setdefault(self.tokenizer.token_text(one.token), _bounded(one.logprob))
@@ -214,5 +236,5 @@ def _ending(complete: inference.GenerateComplete, model: ModelInfo) -> dict[str,
     return {"finish_reason": None if finish is None else finish.value, "stop_reason": reason}
 
 
-def _bounded(logprob: float) -> float:
-    return max(logprob, LOGPROB_MIN)
+def _bounded(logprob: float | None) -> float:
+    return LOGPROB_MIN if logprob is None else max(logprob, LOGPROB_MIN)

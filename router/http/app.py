@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eastwest import __version__
 from eastwest.clock import Clock
@@ -33,7 +34,7 @@ def http_app(
     tokenizer: Tokenizer,
     limits: LimitsConfig,
     clock: Clock,
-) -> Starlette:
+) -> ASGIApp:
     """The application; see docs/http.md for what each path does."""
     started_s = int(clock.wall_s())
 
@@ -66,10 +67,13 @@ def http_app(
         return _ok(explanation_to_json(explanation_from_wire(service.explain(asked))))
 
     calls = Calls(service, tokenizer, limits, clock)
+    generating = {
+        "/v1/chat/completions": Endpoint(calls, chat=True),
+        "/v1/completions": Endpoint(calls, chat=False),
+    }
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", Endpoint(calls, chat=True), methods=["POST"]),
-            Route("/v1/completions", Endpoint(calls, chat=False), methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/requests/{name:path}/explain", explain),
@@ -84,7 +88,16 @@ def http_app(
         },
     )
     app.router.redirect_slashes = False
-    return app
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls that generate go straight to their endpoint: layers in between would take part in
+        each piece of an answer."""
+        chosen: ASGIApp = app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            chosen = generating.get(scope["path"], app)
+        await chosen(scope, receive, send)
+
+    return route
 
 
 def _described(model: ModelInfo, started_s: int) -> dict[str, object]:

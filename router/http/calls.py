@@ -17,7 +17,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from eastwest.clock import Clock, ns, seconds
+from eastwest.answers import Chunk
+from eastwest.clock import DURATION_MAX_S, Clock, ns, seconds
 from eastwest.config import LimitsConfig
 from eastwest.errors import (
     DeadlineExceeded,
@@ -48,8 +49,6 @@ REQUEST_ID_HEADER = "x-request-id"
 _BODY_S = 60.0
 # A client that does not read may take so long to hear why its call has ended.
 _LAST_WORDS_S = 1.0
-# No deadline is further away than that.
-_TIMEOUT_MAX_S = 1e9
 _EVENT_HEADERS = [
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
@@ -84,7 +83,8 @@ class Calls:
         reply = _Reply(send, headers.get(REQUEST_ID_HEADER))
         self._open += 1
         try:
-            await self._serve(chat, headers, receive, reply)
+            with self._service.clients.stream(_client(scope)):
+                await self._serve(chat, headers, receive, reply)
         except _Gone:
             pass
         except EastWestError as error:
@@ -103,6 +103,7 @@ class Calls:
                 phase=Phase.ADMISSION,
                 retry_after_s=1.0,
             )
+        check_size(headers, self._limits.metadata_bytes)
         check_content(headers)
         timeout_s = read_timeout(headers)
         tenant = read_tenant(headers)
@@ -196,16 +197,16 @@ class _Writer:
             tokenizer=self._tokenizer,
         )
 
-    async def write(self, response: inference.GenerateResponse) -> None:
+    async def write(self, output: Chunk | inference.GenerateComplete) -> None:
         answer = self._answer
         assert answer is not None
-        if response.HasField("chunk"):
-            if data := answer.chunk(response.chunk):
+        if isinstance(output, Chunk):
+            if data := answer.chunk(output):
                 await self._reply.events(data, more=True)
         elif self._form.stream:
-            await self._reply.events(answer.last(response.complete), more=False)
+            await self._reply.events(answer.last(output), more=False)
         else:
-            body = answer.whole(response.complete)
+            body = answer.whole(output)
             await self._reply.whole(200, [("content-type", "application/json")], body)
 
 
@@ -253,6 +254,19 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def _client(scope: Scope) -> str:
+    """Whose connection it is; see `router.clients`."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def check_size(headers: Headers, bytes_max: int) -> None:
+    """The parser bounds headers that come piecemeal; those that came at once are bounded here."""
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > bytes_max:
+        raise TooLarge(f"the headers have {size} bytes; allowed: at most {bytes_max}")
+
+
 def check_content(headers: Headers) -> None:
     """A web page can make a browser send anything but JSON anywhere, unasked."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -276,7 +290,7 @@ def read_timeout(headers: Headers) -> float | None:
         raise Refused(
             TIMEOUT_HEADER, f"{TIMEOUT_HEADER} is {value[:64]!r}; allowed: seconds, above 0"
         )
-    return min(timeout_s, _TIMEOUT_MAX_S)
+    return min(timeout_s, DURATION_MAX_S)
 
 
 def read_tenant(headers: Headers) -> str:

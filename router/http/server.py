@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eastwest.errors import ConfigError
 
@@ -22,10 +23,10 @@ _BACKLOG = 1024
 class HttpServer:
     """One listening socket. `start` once, then `stop`.
 
-    Raises `ConfigError` where host and port cannot be bound.
+    header_bytes: of one request, at most. Raises `ConfigError` where host and port cannot be bound.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, *, header_bytes: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -39,7 +40,8 @@ class HttpServer:
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(
             app,
-            http="h11",  # it bounds the size of headers
+            http=_Protocol,
+            h11_max_incomplete_event_size=header_bytes,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -71,6 +73,59 @@ class HttpServer:
             self._server.should_exit = True
             await serving
         self._socket.close()
+
+
+class _Protocol(H11Protocol):
+    """One connection. By h11, which bounds the size of headers; what is written to it in one turn
+    of the event loop leaves as one piece, and at once."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        connection = transport.get_extra_info("socket")
+        # Not done by asyncio for sockets that do not name their protocol, such as accepted ones.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connection_made(_Gathered(transport))
+
+
+class _Gathered(asyncio.Transport):
+    """A transport that sends what a turn of the event loop writes as one piece, at its end."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(bytes(data))
+
+    def _flush(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._transport.write(b"".join(pieces))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._transport.set_protocol(protocol)
 
 
 class _Server(uvicorn.Server):

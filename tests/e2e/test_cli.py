@@ -29,7 +29,17 @@ def eastwest(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = eastwest("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("serve", "demo", "generate", "chat", "status", "models", "config", "calibrate"):
+    for command in (
+        "serve",
+        "demo",
+        "generate",
+        "chat",
+        "status",
+        "drain",
+        "models",
+        "config",
+        "calibrate",
+    ):
         assert command in done.stdout
 
 
@@ -45,6 +55,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["calibrate", "--output", "no/such/folder/x.yaml"], "no/such/folder is no directory"),
         (["status", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
         (["generate", "--address", "127.0.0.1:1", "Hello"], "127.0.0.1:1"),
+        (["drain", "decode-0", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(tmp_path: Path, arguments: list[str], message: str) -> None:

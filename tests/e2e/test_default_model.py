@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc.aio
 import pytest
 import pytest_asyncio
 import torch
@@ -17,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from deploy.launch import Deployment
 from eastwest.client import AsyncClient
 from eastwest.config import Config
+from eastwest.testing.audits import assert_clean
 from eastwest.types import Role
-from eastwest.v1 import worker_pb2, worker_pb2_grpc
 from router.text import load_tokenizer
 from tests.models import default_model_dir
 
@@ -42,7 +41,7 @@ async def deployment() -> AsyncIterator[Deployment]:
     config = Config.model_validate(
         {
             "model": {"dtype": "float32"},
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "prefill": {"kv_tokens": 2048, "step_tokens": 64},
             "decode": {"kv_tokens": 2048},
             "store": {"idle_s": 0.2},
@@ -58,25 +57,12 @@ async def client(deployment: Deployment) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(deployment.address, timeout_s=WAIT_S) as client:
         await _until_up(client)
         yield client
-        await _assert_clean(client)
+        there = [w.address for w in (await client.server_info()).workers]
+        await assert_clean(there, WAIT_S)
 
 
 async def _until_up(client: AsyncClient) -> None:
     await client.wait_ready(WAIT_S)
-
-
-async def _assert_clean(client: AsyncClient) -> None:
-    for worker in (await client.server_info()).workers:
-        async with grpc.aio.insecure_channel(worker.address) as channel:
-            stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
-            async with asyncio.timeout(WAIT_S):
-                while True:
-                    report = await stub.Audit(worker_pb2.AuditRequest())
-                    if not (report.running or report.waiting or report.transfers_open):
-                        break
-                    await asyncio.sleep(0.02)
-            assert not list(report.findings)
-            assert report.leaked_blocks == 0
 
 
 def greedy(model: Any, prompt: Sequence[int], count: int, *, ends: bool = True) -> list[int]:

@@ -11,15 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
 from eastwest.client import AsyncClient, AsyncGeneration
 from eastwest.clock import SystemClock
 from eastwest.config import Config
+from eastwest.testing.audits import assert_clean
 from eastwest.testing.engine import expected_output
 from eastwest.types import Role, SamplingParams
-from eastwest.v1 import worker_pb2, worker_pb2_grpc
 from router.server import Router
 from runtime.cluster import Cluster
 from runtime.supervisor import Supervisor
@@ -63,7 +62,8 @@ async def served(model_dir: Path, config: Config) -> AsyncIterator[Served]:
             await until_up(client)
             yield Served(client, {p.info.worker_id: p.pid for p in placed})
             await until_up(client)
-            await assert_clean(client)
+            there = [w.address for w in (await client.server_info()).workers]
+            await assert_clean(there, WAIT_S)
     finally:
         await supervisor.close()
         await router.stop()
@@ -74,21 +74,6 @@ async def until_up(client: AsyncClient) -> None:
     async with asyncio.timeout(WAIT_S):
         while {w.liveness for w in (await client.server_info()).workers} != {"up"}:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-
-
-async def assert_clean(client: AsyncClient) -> None:
-    for worker in (await client.server_info()).workers:
-        async with grpc.aio.insecure_channel(worker.address) as channel:
-            stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
-            async with asyncio.timeout(WAIT_S):
-                while True:
-                    report = await stub.Audit(worker_pb2.AuditRequest())
-                    if not (report.running or report.waiting or report.transfers_open):
-                        break
-                    await asyncio.sleep(0.02)
-            assert not list(report.findings)
-            assert report.leaked_blocks == 0
-            assert report.held_blocks == 0
 
 
 async def first_of(generation: AsyncGeneration) -> list[int]:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -67,7 +68,7 @@ async def test_a_replica_with_one_dead_rank_is_replaced_as_a_whole() -> None:
     config = Config.model_validate(
         {
             "model": {"dtype": "float32"},
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "prefill": {"layout": {"tp": 3}, **small},
             "decode": {"layout": {"pp": 2}, "block_tokens": 32, **small},
             "store": {"enabled": False},
@@ -90,6 +91,14 @@ async def test_a_replica_with_one_dead_rank_is_replaced_as_a_whole() -> None:
         assert {after.pid, *after.other_pids}.isdisjoint({before.pid, *before.other_pids})
         assert after.info.epoch > before.info.epoch
         assert await answer(client) == expected
+
+        leaving = deployment.supervisor.workers()["prefill-0"]
+        await deployment.drain_worker("prefill-0")
+        assert set(deployment.supervisor.workers()) == {"decode-0"}
+        pids = [p for p in (leaving.pid, *leaving.other_pids) if psutil.pid_exists(p)]
+        left = [psutil.Process(pid) for pid in pids]
+        _, alive = await asyncio.to_thread(psutil.wait_procs, left, timeout=60)
+        assert not alive
 
 
 async def test_more_ranks_than_the_cluster_has_room_for_are_refused_at_once() -> None:

@@ -33,7 +33,7 @@ def a_config(*transports: str, prefill: Mapping[str, object] | None = None) -> C
     return Config.model_validate(
         {
             "model": {"dtype": "float32"},
-            "router": {"port": 0},
+            "router": {"port": 0, "conditional": False},
             "kv": {"transports": transports},
             "prefill": {"kv_tokens": 2048, "step_tokens": 64, **(prefill or {})},
             "decode": {"kv_tokens": 2048},

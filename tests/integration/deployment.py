@@ -42,7 +42,12 @@ def served_model() -> ModelInfo:
 
 def a_config(**sections: dict[str, Any]) -> Config:
     """Defaults on a free port, with quick heartbeats; each keyword replaces fields of a section."""
-    router = {"port": 0, "heartbeat_s": 0.05, "worker_timeout_s": 30.0}
+    router = {
+        "port": 0,
+        "heartbeat_s": 0.05,
+        "worker_timeout_s": 30.0,
+        "conditional": False,
+    }
     tree = {**sections, "router": {**router, **sections.get("router", {})}}
     return Config.model_validate(tree)
 

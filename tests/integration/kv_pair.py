@@ -225,6 +225,9 @@ class ReceivingReplica:
         self.transfers.on_arrived(rank, transfer_id, arrived)
         self.progressed.set()
 
+    def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
+        pass
+
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
     ) -> None:

@@ -283,9 +283,9 @@ def outside(header: Header) -> Header:
     [
         (lambda header: replace(header, epoch=header.epoch - 1), StaleEpoch),
         (lambda header: replace(header, transfer_id="t9"), NotFound),
-        (outside, InvalidArgument),
-        (lambda h: replace(h, region=replace(h.region, layers=range(2))), InvalidArgument),
-        (lambda h: replace(h, region=replace(h.region, heads=range(0))), InvalidArgument),
+        (outside, TransferFailed),
+        (lambda h: replace(h, region=replace(h.region, layers=range(2))), TransferFailed),
+        (lambda h: replace(h, region=replace(h.region, heads=range(0))), TransferFailed),
     ],
     ids=["epoch", "transfer", "blocks", "size", "nothing"],
 )

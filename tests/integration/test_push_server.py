@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from eastwest import http2
 from eastwest.clock import SystemClock
 from eastwest.errors import (
     CorruptData,
@@ -26,11 +28,11 @@ from eastwest.errors import (
     StaleEpoch,
     Unavailable,
 )
+from eastwest.http2 import Kind
 from eastwest.rpc import error_from_rpc, server_options
 from eastwest.v1 import kv_transfer_pb2 as wire
-from kv_transfer import http2
+from kv_transfer import push_server
 from kv_transfer.frame_codec import Header, encode
-from kv_transfer.http2 import Kind
 from kv_transfer.intake import CORRUPT_FRAMES_MAX
 from kv_transfer.plan import Region
 from kv_transfer.push_client import PushClient
@@ -260,6 +262,34 @@ async def test_an_address_that_nobody_listens_at_is_unavailable(address: str) ->
         await push(address, MESSAGES[0])
 
 
+async def test_a_connection_on_which_nothing_comes_back_is_given_up() -> None:
+    """As one is that a flipped bit in the length of a frame has put out of step."""
+    connections: list[asyncio.Task[None]] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http2.opening(streams=9))
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+        await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.create_task(swallow(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    client = PushClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", idle_s=0.2)
+    for tries in (1, 2):
+        async with client.push(WAIT_S) as stream:
+            await stream.write([MESSAGES[0]])
+            with pytest.raises(Unavailable, match="silent"):
+                await stream.finish()
+        assert len(connections) == tries
+    await client.close()
+    await asyncio.gather(*connections)
+    server.close()
+    await server.wait_closed()
+
+
 async def test_noise_costs_its_connection_only() -> None:
     rng = random.Random(1)
     async with a_server() as (_, receiver, address):
@@ -268,6 +298,48 @@ async def test_noise_costs_its_connection_only() -> None:
             reader, writer = await asyncio.open_connection(host, int(port))
             start = rng.choice((b"", http2.PREFACE, http2.PREFACE + http2.opening(streams=0)))
             writer.write(start + rng.randbytes(rng.randrange(2000)))
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), WAIT_S)
+            writer.close()
+        await push(address, *MESSAGES)
+        assert await receiver.missing("t1") == []
+
+
+async def test_a_client_that_asks_and_never_reads_is_cut_off() -> None:
+    pings = http2.frame(Kind.PING, 0, 0, bytes(8)) * 10_000
+    async with a_server() as (_, receiver, address):
+        host, port = address.split(":")
+        silent = socket.socket()
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        silent.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(silent, (host, int(port)))
+        await loop.sock_sendall(silent, http2.PREFACE + http2.opening(streams=0))
+
+        async def ask() -> None:
+            for _ in range(100):  # more than the kernel keeps for a peer, and the server may
+                await asyncio.wait_for(loop.sock_sendall(silent, pings), WAIT_S)
+
+        with pytest.raises(ConnectionError):
+            await ask()
+        silent.close()
+        await push(address, *MESSAGES)
+        assert await receiver.missing("t1") == []
+
+
+async def test_no_more_connections_are_taken_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_server, "CONNECTIONS_MAX", 3)
+    async with a_server() as (_, receiver, address):
+        host, port = address.split(":")
+        kept = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        for reader, _writer in kept:
+            assert await asyncio.wait_for(reader.read(1), WAIT_S)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(1), WAIT_S) == b""
+        writer.close()
+        for reader, writer in kept:
             writer.write_eof()
             with contextlib.suppress(ConnectionError):
                 await asyncio.wait_for(reader.read(), WAIT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -60,6 +61,12 @@ async def a_leader(address: str) -> AsyncIterator[grpc.aio.StreamStreamCall]:  #
     """A raw stream to a rank."""
     async with grpc.aio.insecure_channel(address) as channel:
         yield rank_pb2_grpc.RankStub(channel).Run()  # type: ignore[no-untyped-call]
+
+
+async def last_answer(stream: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+    """Read on until the link ends; raises what it ended with."""
+    while await answer(stream) is not grpc.aio.EOF:
+        pass
 
 
 async def answer(stream: grpc.aio.StreamStreamCall) -> object:  # type: ignore[type-arg]
@@ -125,6 +132,40 @@ async def test_an_empty_command_ends_the_link() -> None:
         await stream.write(wire.RankCommand())
         async with asyncio.timeout(WAIT_S):
             await server.ended.wait()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"step": {"rows": [{"tokens": [1], "blocks": [99]}]}},
+        {"open": {"transfer_id": "t", "num_blocks": 9, "transport": "grpc"}},
+        {"read": {"blocks": [16]}},
+        {"write": {"blocks": [1], "payloads": [b"short"]}},
+        {"begin": {"timeout_s": 1e300}},
+    ],
+)
+async def test_what_a_rank_cannot_do_ends_the_link_with_the_reason(command: Any) -> None:
+    async with a_rank() as (server, address), a_leader(address) as stream:
+        await stream.write(a_join())
+        await answer(stream)
+        await stream.write(wire.RankCommand(call=1, **command))
+        with pytest.raises(InvalidArgument, match=r"allowed|outside"):
+            await last_answer(stream)
+        async with asyncio.timeout(WAIT_S):
+            await server.ended.wait()
+
+
+async def test_a_transfer_is_opened_once() -> None:
+    opening = wire.OpenTransfer(
+        transfer_id="t", blocks=[1], num_blocks=1, num_tokens=8, transport="grpc"
+    )
+    async with a_rank() as (_, address), a_leader(address) as stream:
+        await stream.write(a_join())
+        await answer(stream)
+        for _ in range(2):
+            await stream.write(wire.RankCommand(open=opening))
+        with pytest.raises(InvalidArgument, match="'t' was opened before; allowed: once"):
+            await last_answer(stream)
 
 
 async def test_ranks_that_do_not_match_make_no_group() -> None:

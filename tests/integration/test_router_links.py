@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
+
+import pytest
 
 from eastwest.messages import Abort, Event, Load, Reserve, WorkerInfo
 from eastwest.testing.builders import a_worker
@@ -86,6 +89,20 @@ async def test_each_up_is_followed_by_one_down_and_closing_is_final() -> None:
         "up 1",
         "down 1: the link to worker d0 is closed",
     ]
+    await worker.stop()
+
+
+@pytest.mark.parametrize("moments", range(6))
+async def test_closing_is_final_while_the_stream_breaks(moments: int) -> None:
+    worker, owner = await a_worker_server(), Owner()
+    link = a_link(worker, owner)
+    await owner.was_told(1)
+    link.reset("broken")
+    for _ in range(moments):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        await link.close()
+    assert len(owner.told) == 2
     await worker.stop()
 
 

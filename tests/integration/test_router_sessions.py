@@ -91,6 +91,25 @@ async def test_another_router_goes_on_with_a_stored_session() -> None:
     assert after[: len(turn("user", "hi"))] == turn("user", "hi")
 
 
+async def test_of_two_turns_at_two_routers_one_is_told_that_it_is_no_part_of_the_session() -> None:
+    store = a_store()
+    async with (
+        a_deployment(says("hello"), store=store) as slow,
+        a_deployment(says("world"), store=store) as quick,
+    ):
+        await quick.client.generate("a", session="s")
+        slow.decode.stepping.hold()
+        async with slow.client.generate("b", session="s") as generation:
+            await anext(generation)
+            await quick.client.generate("c", session="s")
+            slow.decode.stepping.open()
+            with pytest.raises(Overloaded, match="in use by another request") as caught:
+                await generation
+        assert caught.value.status.retriable
+        await slow.client.generate("d", session="s", must_exist=True)
+        assert (await prompts(slow, 2))[-1] == ids_of("aworldcworldd")
+
+
 async def test_a_generate_session_appends_text_and_tokens() -> None:
     async with a_deployment(says("hello"), store=a_store()) as d:
         await d.client.generate("a", session="s")

@@ -143,6 +143,7 @@ async def test_a_reservation_that_can_never_fit_is_refused(tiny_model_dir: Path)
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
         {"timeout_s": float("inf")},
+        {"timeout_s": 1e300},
         {"sampling": SamplingParams(temperature=0.5)},
         {"sampling": SamplingParams(temperature=float("nan"), seed=1)},
         {"sampling": SamplingParams(temperature=0.0, stop_token_ids=(10**6,))},

@@ -6,6 +6,7 @@ world and gives it time; the checkers watch throughout.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,20 @@ from eastwest.errors import (
     EastWestError,
     ErrorCode,
     InvalidArgument,
+    NotFound,
     Overloaded,
     Unavailable,
 )
-from eastwest.messages import Event, Failed, Liveness, Stepped, Ticket, WorkerInfo
+from eastwest.messages import (
+    Event,
+    Failed,
+    Liveness,
+    Prefill,
+    Reserve,
+    Stepped,
+    Ticket,
+    WorkerInfo,
+)
 from eastwest.testing.builders import a_worker
 from eastwest.testing.checkers import ExactlyOnce, Reservations, check_timing
 from eastwest.testing.simulated import Agenda, Faults, SimulatedWorker, simulated_output
@@ -47,6 +58,7 @@ class Swarm:
     crash_rate: float = 0.0
     hang_rate: float = 0.0
     cut_rate: float = 0.0
+    drain_rate: float = 0.0
     cancel: float = 0.0
     stop: float = 0.0
     hurry: float = 0.0
@@ -93,6 +105,7 @@ class World:
         self.clients: dict[str, Client] = {}
         self.results: list[Outcome | EastWestError] = []
         self.storm = True
+        self.leaves = 0
         self._tick_ns: int | None = None
 
     def run(self) -> None:
@@ -122,14 +135,19 @@ class World:
         self.scheduler.check_integrity()
         for action in actions:
             assert not (isinstance(action, Send) and action.worker_id in down), action
+            if isinstance(action, Send) and isinstance(action.command, Reserve | Prefill):
+                assert action.worker_id not in self._having(Liveness.DRAINING), action
             self._perform(action)
         self._watch_time()
         self._stop_complete_texts()
         return actions
 
     def _down(self) -> set[str]:
+        return self._having(Liveness.DOWN)
+
+    def _having(self, liveness: Liveness) -> set[str]:
         views = self.scheduler.loads().workers
-        return {v.info.worker_id for v in views if v.liveness is not Liveness.UP}
+        return {v.info.worker_id for v in views if v.liveness is liveness}
 
     def _perform(self, action: Action) -> None:
         now = self.agenda.now_ns
@@ -166,7 +184,7 @@ class World:
         assert usage.computed_tokens == len(request.prompt)
         assert len(result.tokens) == len(client.oracle) or not client.wants_all
         assert bool(usage.recomputed_tokens) <= bool(usage.migrations)
-        assert usage.migrations < self.swarm.config.attempts_max
+        assert usage.migrations < self.swarm.config.attempts_max or self.swarm.drain_rate
         times = client.token_times_ns
         delivered = times[0] + self.rng.randrange(1000)
         timing = result.marks.timing(delivered)
@@ -252,6 +270,7 @@ class World:
             self.reservations.worker_down(info.worker_id, former.worker.info.epoch)
         self.connections[info.worker_id] = Connection(worker)
         self.reservations.worker_up(info.worker_id, info.epoch)
+        info = replace(info, draining_s=worker.draining_s)
         self.tell(lambda: self.scheduler.worker_up(info, self.agenda.now_ns))
 
     def _disconnect(self, connection: Connection) -> None:
@@ -291,6 +310,16 @@ class World:
                 self.reservations.over(info.worker_id, info.epoch, work_id)
         return True
 
+    def left(self, worker: SimulatedWorker) -> None:
+        """It may hold nothing; another incarnation comes in its place."""
+        assert not worker.reserved
+        assert not worker.prefilling
+        self.leaves += 1
+        connection = self.connections[worker.info.worker_id]
+        assert connection.worker is worker
+        self.agenda.at(self._soon(ns(0.5)), lambda: self._disconnect(connection))
+        self.agenda.at(self._soon(ns(3)), lambda: self._restart(connection))
+
     # Faults.
 
     def _strike(self) -> None:
@@ -304,6 +333,8 @@ class World:
                 self._hang(connection.worker)
             elif self._strikes(self.swarm.cut_rate / 10) and connection.worker.alive:
                 self._cut(connection)
+            elif self._strikes(self.swarm.drain_rate / 10):
+                self._drain(connection.worker.info.worker_id)
         self.agenda.after(ns(0.1), self._strike)
 
     def _crash(self, connection: Connection) -> None:
@@ -313,6 +344,19 @@ class World:
         if self.rng.random() < 0.7:
             self.agenda.at(self._soon(ns(1)), lambda: self._disconnect(connection))
         self.agenda.at(self._soon(ns(6)), lambda: self._restart(connection))
+
+    def _drain(self, worker_id: str) -> None:
+        """An operator wants a worker away, and may change their mind."""
+        timeout_s, now = self.rng.choice((0.0, 0.1, 1.0, 30.0)), self.agenda.now_ns
+        # It may be down, or have drained meanwhile.
+        with contextlib.suppress(NotFound, Unavailable):
+            self.tell(lambda: self.scheduler.drain(worker_id, timeout_s, now))
+        if self._strikes(0.3):
+            self.agenda.at(self._soon(ns(2)), lambda: self._undrain(worker_id))
+
+    def _undrain(self, worker_id: str) -> None:
+        with contextlib.suppress(NotFound, Unavailable):
+            self.tell(lambda: self.scheduler.undrain(worker_id))
 
     def _hang(self, worker: SimulatedWorker) -> None:
         if worker.hung_until_ns <= self.agenda.now_ns:

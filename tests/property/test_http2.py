@@ -16,9 +16,9 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eastwest import http2
 from eastwest.errors import EastWestError, InvalidArgument
-from kv_transfer import http2
-from kv_transfer.http2 import Fields, Inbound, Kind, MessageBuffer, ProtocolError
+from eastwest.http2 import Fields, Inbound, Kind, MessageBuffer, ProtocolError
 
 untimed = settings(deadline=None)
 BYTES_MAX = 1 << 16

@@ -2,13 +2,14 @@
 
 1. A request ends once, and nothing but aborts follows.
 2. Its tokens are delivered only while it runs, and an outcome repeats exactly those.
-3. Commands go to incarnations that are up.
+3. Commands go to incarnations that are up, and no work to one that drains.
 4. Its tables, queue, timers and load estimates agree after every input.
 5. After its deadline nothing runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from hypothesis import settings
@@ -18,8 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from eastwest.blocks import block_hashes, hash_seed
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
-from eastwest.errors import Cancelled, EastWestError, ErrorCode, Phase
+from eastwest.errors import (
+    Cancelled,
+    EastWestError,
+    ErrorCode,
+    NotFound,
+    Phase,
+    Unavailable,
+)
 from eastwest.messages import (
+    Drained,
     Event,
     Failed,
     KvEvents,
@@ -73,6 +82,8 @@ class AnyWords(RuleBasedStateMachine):
         for action in actions:
             if isinstance(action, Send):
                 assert self.epochs[action.worker_id] == action.epoch
+                if isinstance(action.command, Reserve | Prefill):
+                    assert action.worker_id in self.up(), "one that drains gets no new work"
                 if isinstance(action.command, Reserve):
                     self.works.append(action.command.request_id)
                     self.reserver[action.command.request_id] = action.worker_id
@@ -92,10 +103,13 @@ class AnyWords(RuleBasedStateMachine):
         else:
             assert end.result.phase is not None
 
-    @rule(worker=WORKERS, newer=st.integers(0, 1))
-    def connect(self, worker: str, newer: int) -> None:
+    @rule(
+        worker=WORKERS, newer=st.integers(0, 1), draining_s=st.sampled_from([None, None, None, 2.0])
+    )
+    def connect(self, worker: str, newer: int, draining_s: float | None) -> None:
         epoch = self.epochs.get(worker, 1) + newer
         info = a_worker(worker, ROLES[worker[0]], epoch=epoch, num_blocks=16)
+        info = replace(info, draining_s=draining_s)
         self.epochs[worker] = epoch
         self.tell(self.scheduler.worker_up(info, self.now_ns))
 
@@ -187,10 +201,31 @@ class AnyWords(RuleBasedStateMachine):
     def recent(self, work: int) -> str:
         return self.works[-min(work, len(self.works))]
 
-    @rule(worker=WORKERS, free=st.integers(0, 16), sequence=st.integers(0, 4))
-    def load(self, worker: str, free: int, sequence: int) -> None:
+    @rule(
+        worker=WORKERS,
+        free=st.integers(0, 16),
+        sequence=st.integers(0, 4),
+        draining_s=st.sampled_from([None, None, 0.0, 3.0]),
+    )
+    def load(self, worker: str, free: int, sequence: int, draining_s: float | None) -> None:
         load = a_load(free_blocks=free, num_blocks=16)
-        self.say(worker, replace(load, kv_sequence=sequence))
+        self.say(worker, replace(load, kv_sequence=sequence, draining_s=draining_s))
+
+    @rule(worker=WORKERS, timeout_s=st.sampled_from([0.0, 2.0, 100.0]))
+    def drain(self, worker: str, timeout_s: float) -> None:
+        try:
+            self.tell(self.scheduler.drain(worker, timeout_s, self.now_ns))
+        except (NotFound, Unavailable):
+            assert worker not in self.up()
+
+    @rule(worker=WORKERS)
+    def undrain(self, worker: str) -> None:
+        with contextlib.suppress(NotFound, Unavailable):
+            self.tell(self.scheduler.undrain(worker))
+
+    @rule(worker=WORKERS)
+    def drained(self, worker: str) -> None:
+        self.say(worker, Drained(1, 0))
 
     @rule(
         worker=WORKERS,
@@ -243,8 +278,15 @@ class AnyWords(RuleBasedStateMachine):
         loads = self.scheduler.loads()
         assert loads.waiting + loads.active == len(self.tokens)
         assert all(self.scheduler.is_running(request) for request in self.tokens)
-        up = {v.info.worker_id for v in loads.workers if v.liveness is Liveness.UP}
-        assert up <= self.epochs.keys()
+        assert self.up() <= self.epochs.keys()
+        for worker in self.epochs:
+            view = self.scheduler.drains.view(worker, self.now_ns)
+            assert view is None or min(view.running, view.finished, view.moved) >= 0
+
+    def up(self) -> set[str]:
+        """Workers that are up and do not drain."""
+        views = self.scheduler.loads().workers
+        return {v.info.worker_id for v in views if v.liveness is Liveness.UP}
 
 
 AnyWords.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

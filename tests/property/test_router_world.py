@@ -7,6 +7,7 @@
 4. Queue and active requests stay within their bounds; load estimates equal their sums.
 5. Once faults stop and workers are up, everything ends.
 6. No death of a worker ends a request that has attempts left.
+7. No drain of a worker ends a request, or costs it an attempt.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def test_refusals_delay_requests_and_end_none(
         fail=st.sampled_from([0.0, 0.02, 0.2]),
         codes=st.sampled_from([RETRIABLE, (*RETRIABLE, ErrorCode.INTERNAL)]),
     ),
-    rates=st.tuples(RATES, RATES, RATES),
+    rates=st.tuples(RATES, RATES, RATES, RATES),
     chances=st.tuples(CHANCES, CHANCES, CHANCES),
 )
 def test_promises_hold_whatever_happens(
@@ -68,10 +69,10 @@ def test_promises_hold_whatever_happens(
     roles: tuple[Role, ...],
     blocks: int,
     faults: Faults,
-    rates: tuple[float, float, float],
+    rates: tuple[float, float, float, float],
     chances: tuple[float, float, float],
 ) -> None:
-    crash, hang, cut = rates
+    crash, hang, cut, drain = rates
     cancel, stop, hurry = chances
     swarm = Swarm(
         roles,
@@ -80,6 +81,7 @@ def test_promises_hold_whatever_happens(
         crash_rate=crash,
         hang_rate=hang,
         cut_rate=cut,
+        drain_rate=drain,
         cancel=cancel,
         stop=stop,
         hurry=hurry,
@@ -121,6 +123,34 @@ def test_such_worlds_do_move_requests_more_than_once(rates: tuple[float, float, 
         world.run()
         moves += [r.usage.migrations for r in world.results if isinstance(r, Outcome)]
     assert max(moves) > 1
+
+
+def a_draining_world(seed: int, roles: tuple[Role, ...], rate: float, refuse: float) -> World:
+    """Long outputs, and one attempt each."""
+    config = RouterConfig(
+        queue_max=64, active_max=8, attempts_max=1, heartbeat_s=0.5, worker_timeout_s=3.0
+    )
+    faults = Faults(refuse=refuse)
+    return World(seed, Swarm(roles, output_max=300, drain_rate=rate, faults=faults, config=config))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, roles=FLEETS, rate=st.sampled_from([0.1, 0.5, 2.0]), refuse=CHANCES)
+def test_drains_end_no_request(
+    seed: int, roles: tuple[Role, ...], rate: float, refuse: float
+) -> None:
+    world = a_draining_world(seed, roles, rate, refuse)
+    world.run()
+    assert all(isinstance(result, Outcome) for result in world.results)
+
+
+def test_such_worlds_do_see_workers_leave_and_requests_move() -> None:
+    worlds = [a_draining_world(seed, (P, P, D, D), 0.5, 0.0) for seed in range(8)]
+    for world in worlds:
+        world.run()
+    results = [r for world in worlds for r in world.results if isinstance(r, Outcome)]
+    assert sum(world.leaves for world in worlds) > 8
+    assert sum(r.usage.migrations for r in results) > 8
 
 
 @settings(max_examples=40, deadline=None)

@@ -37,6 +37,12 @@ def test_promises_hold_whatever_happens(batch: int) -> None:
     assert sum(r.failed for r in results) > 0
 
 
+def test_drains_alone_end_no_request() -> None:
+    results = [run_seed(seed, drains_only=True) for seed in range(40)]
+    assert sum(r.leaves for r in results) > 100
+    assert sum(r.completed for r in results) == sum(r.requests for r in results) > 400
+
+
 def test_the_same_seed_gives_the_same_events() -> None:
     assert run_seed(11) == run_seed(11)
     assert run_seed(11).digest != run_seed(12).digest

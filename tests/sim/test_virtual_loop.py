@@ -73,3 +73,22 @@ def test_waiting_for_what_never_comes_is_found_out() -> None:
 
 async def _forever() -> None:
     await asyncio.Event().wait()
+
+
+def test_a_callback_that_fails_ends_the_run() -> None:
+    loop = VirtualLoop()
+
+    def fail() -> None:
+        raise AssertionError("a promise is broken")
+
+    def fail_too() -> None:
+        raise AssertionError("what follows from it")
+
+    async def work() -> None:
+        loop.call_later(1.0, fail)
+        loop.call_later(1.5, fail_too)
+        await asyncio.sleep(2.0)
+
+    with pytest.raises(AssertionError, match="a promise is broken"):
+        loop.run(work())
+    assert loop.time() == 1.0

@@ -79,3 +79,18 @@ def test_pressure_takes_the_longest_idle_and_active_ones_last() -> None:
     victim = residency.victim()
     assert victim is not None
     assert victim.key == first
+
+
+def test_a_worker_that_leaves_lets_nothing_rest() -> None:
+    residency = Residency(IDLE)
+    first = rest(residency, "a", now=0)
+    residency.hasten(10)
+    residency.idle_ns = 0
+    due = residency.due(10)
+    assert due is not None
+    assert due.key == first
+    residency.spilling(due)
+    later = rest(residency, "b", now=20)
+    due = residency.due(20)
+    assert due is not None
+    assert due.key == later

@@ -2,7 +2,7 @@
 
 from decode_pool.scheduler import DecodeScheduler, Running
 from eastwest.stopping import StopRule
-from eastwest.types import FinishReason, SampledToken, SamplingParams
+from eastwest.types import FinishReason, SamplingParams
 
 
 def a_sequence(request_id: str, *, max_tokens: int = 8, min_tokens: int = 0) -> Running:
@@ -27,20 +27,23 @@ def test_the_oldest_sequences_run_when_the_batch_is_full() -> None:
 
 
 def test_an_end_token_ends_the_sequence() -> None:
-    scheduler = DecodeScheduler(running_max=2)
     sequence = a_sequence("a")
-    scheduler.add(sequence)
-    assert scheduler.advance(sequence, SampledToken(11)) is None
-    assert scheduler.advance(sequence, SampledToken(2)) is FinishReason.STOP
-    assert len(scheduler) == 0
+    assert sequence.advance(11) is None
+    assert sequence.advance(2) is FinishReason.STOP
     assert sequence.output == [10, 11, 2]
 
 
 def test_max_tokens_ends_the_sequence() -> None:
-    scheduler = DecodeScheduler(running_max=2)
-    sequence = a_sequence("a", max_tokens=2)
-    scheduler.add(sequence)
-    assert scheduler.advance(sequence, SampledToken(11)) is FinishReason.LENGTH
+    assert a_sequence("a", max_tokens=2).advance(11) is FinishReason.LENGTH
+
+
+def test_each_step_moves_the_row_on_by_one() -> None:
+    sequence = a_sequence("a")
+    sequence.advance(11)
+    row = sequence.row()
+    assert (list(row.tokens), row.start) == ([11], 4)
+    assert row.sample is not None
+    assert list(row.sample.output) == [10, 11]
 
 
 def test_ending_tokens_are_banned_before_min_tokens() -> None:

@@ -54,6 +54,9 @@ class RecordingOwner:
     committed: list[tuple[str, SampledToken, bool, TransferStats]] = field(default_factory=list)
     aborted: list[tuple[str, str]] = field(default_factory=list)
 
+    def check_commit(self, transfer_id: str, first_token: SampledToken, finished: bool) -> None:
+        pass
+
     def on_committed(
         self, transfer_id: str, first_token: SampledToken, finished: bool, stats: TransferStats
     ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from eastwest.errors import ErrorCode
+import pytest
+
+from eastwest.errors import ErrorCode, InvalidArgument
 from eastwest.messages import Transport
 from kv_transfer.closing import FencedReceiver
 from kv_transfer.receiver import Receiver
@@ -106,3 +108,18 @@ async def test_closing_what_was_never_open_is_there_at_once() -> None:
 
 async def _wait(closing: object) -> None:
     await closing  # type: ignore[misc]
+
+
+async def test_kv_by_a_way_that_the_rank_does_not_have_is_refused() -> None:
+    receiver = Receiver(a_memory(), RecordingEvents(), rank=0, epoch=EPOCH)
+    rank = FencedReceiver(receiver, {Transport.SHARED_MEMORY: ManualFence()})
+    with pytest.raises(InvalidArgument, match="by nixl; allowed: shared_memory"):
+        rank.open(replace(an_opening(), transport=Transport.NIXL))
+    assert not receiver.transfers_open
+
+
+async def test_an_opening_that_is_refused_opens_no_fence() -> None:
+    fence = ManualFence()
+    with pytest.raises(InvalidArgument):
+        a_rank(fence).open(replace(an_opening(), transport=Transport.NIXL, num_tokens=1))
+    assert not fence.opened

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import grpc.aio
 import pytest
 
 from eastwest.clock import SystemClock, ns
 from eastwest.errors import DeadlineExceeded, EastWestError, TransferFailed, Unavailable
 from eastwest.layout import ParallelLayout
 from eastwest.messages import Ticket
-from kv_transfer.group_push import GroupPush, GroupSender
+from eastwest.types import SampledToken
+from kv_transfer.group_push import ATTEMPTS_MAX, GroupPush, GroupSender
 from kv_transfer.ranks import Missing, PushStats
-from tests.unit.kv_transfer.builders import SPEC, TOKEN
+from kv_transfer.service import KvTransferService
+from tests.unit.kv_transfer.builders import SPEC, TOKEN, Receiving
 
 TICKET = Ticket(
     transfer_id="t",
@@ -99,6 +102,52 @@ async def test_a_rank_that_cannot_be_stopped_hides_no_error() -> None:
     with pytest.raises(TransferFailed, match="the first cause"):
         await push.finish(TOKEN, finished=False)
     await push.stop()
+
+
+class DrainedRank(ManualRank):
+    """One that has sent everything at once."""
+
+    async def drain(self, transfer_id: str) -> PushStats:
+        return PushStats(0, 0, 0)
+
+
+@dataclass
+class SilentCommits:
+    """`Commits` that answers all but the first so many, which it lets wait for ever."""
+
+    silent: int
+    asked: int = 0
+
+    async def commit(
+        self, transfer_id: str, epoch: int, first_token: SampledToken, *, finished: bool
+    ) -> Sequence[Missing]:
+        self.asked += 1
+        if self.asked <= self.silent:
+            await asyncio.Event().wait()
+        return []
+
+    async def abort(self, transfer_id: str, epoch: int, reason: str) -> None:
+        raise AssertionError("nobody gives up")
+
+
+@pytest.mark.parametrize("silent", [1, ATTEMPTS_MAX])
+async def test_a_commit_that_is_not_answered_is_asked_for_again(silent: int) -> None:
+    clock, commits = SystemClock(), SilentCommits(silent)
+    server = grpc.aio.server()
+    KvTransferService(Receiving().receiver, commits, clock, idle_s=30.0).add_to(server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    sender = GroupSender([DrainedRank()], ParallelLayout(), clock, blocks_per_group=8, idle_s=0.1)
+    ticket = replace(TICKET, address=address)
+    push = sender.begin(ticket, (1, 2), deadline_ns=clock.now_ns() + ns(60.0))
+    if silent < ATTEMPTS_MAX:
+        await push.finish(TOKEN, finished=False)
+        assert commits.asked == silent + 1
+    else:
+        with pytest.raises(TransferFailed, match="did not answer"):
+            await push.finish(TOKEN, finished=False)
+    await sender.close()
+    await server.stop(None)
 
 
 async def test_the_deadline_ends_ranks_that_do_not_end() -> None:

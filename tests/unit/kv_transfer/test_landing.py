@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eastwest import http2
 from eastwest.clock import SystemClock
 from eastwest.errors import ErrorCode, LeaseExpired
+from eastwest.http2 import MessageBuffer
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import Transport
 from eastwest.testing.kv_memory import ArrayKVMemory
-from kv_transfer import http2
 from kv_transfer.frame_codec import Header, encode
-from kv_transfer.http2 import MessageBuffer
 from kv_transfer.intake import FrameIntake
 from kv_transfer.landing import Landing
 from kv_transfer.plan import Region

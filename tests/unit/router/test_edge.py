@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from eastwest.clock import ns
+from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
 from eastwest.testing.builders import a_model
@@ -17,7 +17,14 @@ from router import edge
 from router.edge import Ask, ChatMessage, Malformed, SessionRef
 
 MODEL = replace(a_model(), name="tiny", vocab_size=100, context_tokens=1000)
-LIMITS = LimitsConfig(prompt_bytes=1000, stop_strings=2, stop_bytes=10, default_max_tokens=256)
+LIMITS = LimitsConfig(
+    prompt_bytes=1000,
+    messages=3,
+    stop_strings=2,
+    stop_bytes=10,
+    stop_tokens=4,
+    default_max_tokens=256,
+)
 Generate = inference.GenerateRequest
 Chat = inference.ChatRequest
 Sampling = inference.SamplingParams
@@ -122,6 +129,7 @@ def test_a_request_that_cannot_be_meant_is_refused(
         (Sampling(max_tokens=2, min_tokens=3), "min_tokens is 3"),
         (Sampling(logprobs=21), "logprobs is 21"),
         (Sampling(stop=[""]), "stop holds an empty string"),
+        (Sampling(stop_token_ids=[1] * 5), "stop_token_ids has 5 entries; allowed: at most 4"),
         (Sampling(stop=["a", "b", "c"]), "stop has 3 strings; allowed: at most 2"),
         (Sampling(stop=["x" * 11]), "a stop string has 11 bytes; allowed: at most 10"),
         (Sampling(stop_token_ids=[100]), "stop_token_ids holds 100"),
@@ -253,3 +261,30 @@ def test_tenants_never_share_a_salt() -> None:
     salts = {edge.cache_salt(tenant) for tenant in ("", "a", "b", "ab")}
     assert len(salts) == 4
     assert edge.cache_salt("a") == edge.cache_salt("a")
+
+
+def test_more_messages_than_allowed_are_too_large() -> None:
+    turn = inference.ChatMessage(role="user", content="hi")
+    assert len(read_chat(Chat(messages=[turn] * 3)).messages) == 3
+    with pytest.raises(TooLarge, match="messages has 4 entries; allowed: at most 3"):
+        read_chat(Chat(messages=[turn] * 4))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=6), Sampling(min_tokens=6)])
+def test_more_tokens_than_the_deployment_gives_are_refused(sampling: Sampling) -> None:
+    limits = LimitsConfig(max_tokens=5)
+    request = Generate(text="hi", sampling_params=sampling)
+    with pytest.raises(InvalidArgument, match="is 6; allowed: at most 5"):
+        edge.read_generate(request, MODEL, limits, random.Random(1))
+
+
+def test_prompt_and_output_keep_to_the_limits_of_the_deployment() -> None:
+    limits = LimitsConfig(prompt_tokens=10, max_tokens=5)
+    assert edge.resolve_max_tokens(SamplingParams(), 10, MODEL, limits) == 5
+    with pytest.raises(TooLarge, match="the prompt has 11 tokens; allowed: at most 10"):
+        edge.resolve_max_tokens(SamplingParams(), 11, MODEL, limits)
+
+
+def test_a_deadline_without_end_is_a_long_one() -> None:
+    deadline_ns = edge.deadline_ns(5, 1e300, LIMITS)
+    assert deadline_ns == edge.deadline_ns(5, DURATION_MAX_S, LIMITS)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from eastwest.answers import Chunk
 from eastwest.testing.builders import a_model
+from eastwest.types import SampledToken, TopLogprob
 from eastwest.v1 import inference_pb2 as inference
 from router.http.answers import DONE, Answer
 from router.http.bodies import Form
@@ -33,10 +35,9 @@ def an_answer(tokenizer: Tokenizer, form: Form, max_tokens: int = 100) -> Answer
 
 
 def a_chunk(
-    text: str, ids: Sequence[int] | None = None, logprobs: Sequence[inference.TokenLogprob] = ()
-) -> inference.GenerateStreamChunk:
-    ids = ids_of(text) if ids is None else ids
-    return inference.GenerateStreamChunk(token_ids=ids, text=text, logprobs=logprobs)
+    text: str, ids: Sequence[int] | None = None, logprobs: Sequence[SampledToken] = ()
+) -> Chunk:
+    return Chunk(ids_of(text) if ids is None else tuple(ids), text, tuple(logprobs))
 
 
 def an_ending(text: str = "ab", **fields: Any) -> inference.GenerateComplete:
@@ -173,10 +174,28 @@ def test_timing_comes_where_asked_for(tokenizer: Tokenizer) -> None:
     assert last["timing"] == told["timing"]
 
 
-def a_logprob(text: str, logprob: float, **top: float) -> inference.TokenLogprob:
+def a_logprob(text: str, logprob: float, **top: float) -> SampledToken:
     [token] = ids_of(text)
-    ranked = [inference.TopLogprob(token=ids_of(t)[0], logprob=p) for t, p in top.items()]
-    return inference.TokenLogprob(token=token, logprob=logprob, top=ranked)
+    return SampledToken(token, logprob, tuple(TopLogprob(ids_of(t)[0], p) for t, p in top.items()))
+
+
+@pytest.mark.parametrize("request_id", ["r1", "a\0b", 'x"\0"'])
+@pytest.mark.parametrize("text", ["b", '\0"\\', "\u2028é"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_later_events_are_the_first_but_for_their_text(
+    tokenizer: Tokenizer, chat: bool, text: str, request_id: str
+) -> None:
+    form = Form(chat=chat, stream=True, usage=True)
+    answer = Answer(form, request_id, 1000, MODEL, 3, 100, tokenizer)
+    [first] = parsed(answer.chunk(a_chunk("a", (5,))))
+    [told] = parsed(answer.chunk(a_chunk(text, (6,))))
+    [again] = parsed(answer.chunk(a_chunk(text, (7,))))
+    assert told == again
+    expected = {"content": text} if chat else text
+    assert choice(told)["delta" if chat else "text"] == expected
+    for event in (first, told):
+        event["choices"][0].pop("delta" if chat else "text")
+    assert told == first
 
 
 def test_logprobs_of_a_chat(tokenizer: Tokenizer) -> None:

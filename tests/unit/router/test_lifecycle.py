@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eastwest.errors import Cancelled, ErrorCode, Phase
+from eastwest.errors import Cancelled, EastWestError, ErrorCode, Phase
 from eastwest.messages import Failed, FirstStep, Prefilled, Reserved, SequenceOutput
 from eastwest.testing.builders import a_ticket, a_worker, some_tokens
 from eastwest.testing.checkers import check_timing
@@ -171,3 +171,18 @@ def test_kv_that_moves_to_rest_after_the_end_is_known() -> None:
     assert not moved.machine.settling
     in_place = Life(aggregated=True).placed().reserved().prefilled(finish=FinishReason.STOP)
     assert not in_place.machine.settling
+
+
+def test_a_worker_that_gives_more_than_was_asked_for_is_not_believed() -> None:
+    life = Life().placed().reserved().prefilled()
+    tokens = some_tokens(*range(2, 12))  # ten more, of ten in all
+    life.machine.stepped(life.d, SequenceOutput("r1#1", tokens), 0, life.out)
+    assert life.machine.state is State.QUEUED
+    assert life.machine.failed_on == [life.d]
+    assert sum(len(a.tokens) for a in life.out if isinstance(a, Deliver)) == 1
+    life = Life(attempts=1).placed().reserved().prefilled()
+    life.machine.stepped(life.d, SequenceOutput("r1#1", tokens), 0, life.out)
+    error = life.end().result
+    assert isinstance(error, EastWestError)
+    assert error.code is ErrorCode.INTERNAL
+    assert "more than max_tokens, 10" in error.message

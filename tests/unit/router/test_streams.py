@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eastwest.answers import Chunk
 from eastwest.clock import SystemClock
 from eastwest.errors import Cancelled, DeadlineExceeded, Phase, Unavailable
 from eastwest.types import FinishReason, SampledToken, Usage
 from eastwest.v1 import inference_pb2 as inference
+from eastwest.wire import logprobs_from_wire
 from router.requests import Marks, Outcome
 from router.streams import ClientStream
 from router.text import Detokenizer, Tokenizer, load_tokenizer
@@ -59,13 +61,14 @@ class Reader:
     """The client's end. While held, a write does not return."""
 
     def __init__(self) -> None:
-        self.chunks: list[inference.GenerateStreamChunk] = []
+        self.chunks: list[Chunk] = []
         self.free = asyncio.Event()
         self.free.set()
         self.writing = asyncio.Event()
 
-    async def write(self, response: inference.GenerateResponse) -> None:
-        self.chunks.append(response.chunk)
+    async def write(self, chunk: Chunk | inference.GenerateComplete) -> None:
+        assert isinstance(chunk, Chunk)
+        self.chunks.append(chunk)
         self.writing.set()
         await self.free.wait()
 
@@ -115,7 +118,8 @@ def test_all_chunks_together_are_the_completion_however_the_client_lags(
         complete = await done
         assert reader.text == complete.text
         assert reader.tokens == list(complete.output_ids) == kept
-        assert [lp for c in reader.chunks for lp in c.logprobs] == list(complete.logprobs)
+        told = [token for chunk in reader.chunks for token in chunk.logprobs]
+        assert told == list(logprobs_from_wire(complete.logprobs))
         expected = tokenizer.decode(kept)
         assert complete.text == (expected.split("b.")[0] if stop else expected)
         assert (complete.matched_stop_str == "b.") == (stop and "b." in expected)

@@ -4,7 +4,7 @@ A transcript is blocks of command lines, a line ``----`` and the expected lines,
 line. ``#`` begins a comment. Every command takes ``t=SECONDS``; time stands still without it.
 
     config NAME=VALUE …                            before anything else
-    up WORKER role=ROLE [epoch= blocks= kind=]     the worker has connected
+    up WORKER role=ROLE [epoch= blocks= kind= draining=]   the worker has connected
     down WORKER [epoch=]                           its stream is broken
     submit REQUEST [tokens= max= timeout=]
     cancel REQUEST
@@ -13,7 +13,11 @@ line. ``#`` begins a comment. Every command takes ``t=SECONDS``; time stands sti
     prefilled WORKER WORK token=ID [finish= queue= computed=]
     stepped WORKER WORK:ID,ID[:FINISH] … [first=IMPORT,QUEUE,STEP]
     failed WORKER WORK code=CODE phase=PHASE
-    load WORKER [free= running= waiting_tokens= sessions=]
+    load WORKER [free= running= waiting_tokens= sessions= draining=SECONDS]
+    drain WORKER timeout=SECONDS                   the operator wants it away
+    undrain WORKER
+    drained WORKER [stored= dropped=]
+    drainage WORKER                                how its drain stands
     tick
     wakeup                                         when tick is wanted
     loads
@@ -25,7 +29,7 @@ incarnation than the latest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eastwest.clock import ns, seconds
@@ -34,6 +38,9 @@ from eastwest.errors import Cancelled, EastWestError, ErrorCode, Phase
 from eastwest.messages import (
     Abort,
     Command,
+    Dismiss,
+    Drain,
+    Drained,
     Event,
     Failed,
     FirstStep,
@@ -45,6 +52,7 @@ from eastwest.messages import (
     ResyncKv,
     SequenceOutput,
     Stepped,
+    Undrain,
     WorkerInfo,
 )
 from eastwest.testing.builders import a_load, a_model, a_ticket, a_worker, some_tokens
@@ -87,6 +95,9 @@ class Line:
     def number(self, name: str, default: int) -> int:
         return int(self.options.get(name, default))
 
+    def seconds(self, name: str) -> float | None:
+        return float(self.options[name]) if name in self.options else None
+
     def ms(self, name: str, default: int) -> int:
         return self.number(name, default) * NS_PER_MS
 
@@ -110,11 +121,17 @@ class Player:
             "submit": self._submit,
             "cancel": self._cancel,
             "stop": self._stop,
+            "drain": self._drain,
+            "undrain": lambda at: self._scheduler.undrain(at.words[1]),
             "tick": lambda _: self._scheduler.tick(self._now_ns),
         }
-        views = {"wakeup": self._wakeup, "loads": self._loads}
+        views: dict[str, Callable[[Line], list[str]]] = {
+            "wakeup": self._wakeup,
+            "loads": self._loads,
+            "drainage": self._drainage,
+        }
         if (view := views.get(line.words[0])) is not None:
-            return view()
+            return view(line)
         command = commands.get(line.words[0], self._event)
         try:
             actions = command(line)
@@ -136,10 +153,15 @@ class Player:
             num_blocks=line.number("blocks", 1024),
             model=a_model(fingerprint=line.options.get("kind", "a")),
         )
+        info = replace(info, draining_s=line.seconds("draining"))
         former = self._workers.get(info.worker_id)
         if former is None or former.epoch <= info.epoch:
             self._workers[info.worker_id] = info
         return self._scheduler.worker_up(info, self._now_ns)
+
+    def _drain(self, line: Line) -> list[Action]:
+        timeout_s = float(line.options["timeout"])
+        return self._scheduler.drain(line.words[1], timeout_s, self._now_ns)
 
     def _down(self, line: Line) -> list[Action]:
         worker_id, epoch = self._speaker(line)
@@ -172,11 +194,11 @@ class Player:
         worker_id, _, epoch = line.words[1].partition("@")
         return worker_id, int(epoch or self._workers[worker_id].epoch)
 
-    def _wakeup(self) -> list[str]:
+    def _wakeup(self, _: Line) -> list[str]:
         wakeup = self._scheduler.next_wakeup_ns()
         return ["never" if wakeup is None else f"at {seconds(wakeup):g} s"]
 
-    def _loads(self) -> list[str]:
+    def _loads(self, _: Line) -> list[str]:
         loads = self._scheduler.loads()
         counters = loads.counters
         failed = "".join(f", {code} {count}" for code, count in sorted(counters.failed.items()))
@@ -185,6 +207,17 @@ class Player:
             f"waiting {loads.waiting}, active {loads.active}, stale events {loads.stale_events}",
             f"completed {counters.completed}{failed}{moved}",
             *(f"{v.info.worker_id}@{v.info.epoch} {v.liveness}" for v in loads.workers),
+        ]
+
+    def _drainage(self, line: Line) -> list[str]:
+        view = self._scheduler.drains.view(line.words[1], self._now_ns)
+        if view is None:
+            return [f"{line.words[1]} never drained"]
+        return [
+            f"{view.worker_id} {view.state} for {view.elapsed_s:g} s: running {view.running}, "
+            f"finished {view.finished}, moved {view.moved}; sessions resting "
+            f"{view.sessions_resting}, stored {view.sessions_stored}, "
+            f"dropped {view.sessions_dropped}"
         ]
 
 
@@ -207,13 +240,16 @@ def _event_of(line: Line, worker: WorkerInfo) -> Event:
             phase, code = Phase(options["phase"]), ErrorCode(options["code"])
             return Failed(works[0], code, "as the transcript says", phase)
         case "load":
-            return a_load(
+            load = a_load(
                 free_blocks=line.number("free", worker.num_blocks),
                 num_blocks=worker.num_blocks,
                 running=line.number("running", 0),
                 waiting_tokens=line.number("waiting_tokens", 0),
                 sessions_inactive=line.number("sessions", 0),
             )
+            return replace(load, draining_s=line.seconds("draining"))
+        case "drained":
+            return Drained(line.number("stored", 0), line.number("dropped", 0))
         case _:
             raise AssertionError(f"no such command: {kind}")
 
@@ -254,6 +290,12 @@ def _describe_command(command: Command) -> str:
             return "heartbeat"
         case ResyncKv():
             return "resync"
+        case Drain():
+            return f"drain timeout={command.timeout_s:g}"
+        case Undrain():
+            return "undrain"
+        case Dismiss():
+            return "dismiss"
 
 
 def _after(command: Reserve | Prefill) -> str:

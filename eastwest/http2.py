@@ -1,4 +1,4 @@
-"""The part of HTTP/2 (RFC 9113) that one gRPC stream of large messages needs, without I/O.
+"""The part of HTTP/2 (RFC 9113) that a gRPC stream between our own processes needs, without I/O.
 
 `Inbound` takes what comes from a socket and tells a `Handler`. The contents of DATA frames are
 received straight into the buffer of the message that they belong to, so that a payload is not
@@ -326,15 +326,16 @@ class Inbound:
 
 
 class Credit:
-    """How much a peer may send, replenished by halves of `WINDOW_BYTES`."""
+    """How much a peer may send, replenished by halves of the window."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_bytes: int = WINDOW_BYTES) -> None:
+        self._half = window_bytes // 2
         self._taken = 0
 
     def took(self, size: int) -> int:
         """So much has come; what to give back now."""
         self._taken += size
-        if self._taken < WINDOW_BYTES // 2:
+        if self._taken < self._half:
             return 0
         taken, self._taken = self._taken, 0
         return taken
@@ -350,17 +351,17 @@ def frame(kind: Kind, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return frame_head(kind, flags, stream, len(payload)) + payload
 
 
-def opening(*, streams: int) -> bytes:
-    """The first frames of either side, which let the other open so many streams."""
+def opening(*, streams: int, window_bytes: int = WINDOW_BYTES) -> bytes:
+    """The first frames of either side, which let the other open so many streams, and send so much
+    on each that is not taken yet. That of the connection never is less than HTTP/2's own."""
     values = {
         Setting.MAX_CONCURRENT_STREAMS: streams,
-        Setting.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+        Setting.INITIAL_WINDOW_SIZE: window_bytes,
         Setting.MAX_FRAME_SIZE: FRAME_BYTES_MAX,
     }
     payload = b"".join(_SETTING.pack(name, value) for name, value in values.items())
-    return frame(Kind.SETTINGS, 0, 0, payload) + window_update(
-        0, WINDOW_BYTES - DEFAULT_WINDOW_BYTES
-    )
+    settings, more = frame(Kind.SETTINGS, 0, 0, payload), window_bytes - DEFAULT_WINDOW_BYTES
+    return settings + window_update(0, more) if more > 0 else settings
 
 
 def window_update(stream: int, increment: int) -> bytes:
