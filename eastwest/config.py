@@ -229,7 +229,7 @@ class RouterConfig(Section):
     explain_max: int = Field(
         1024,
         ge=0,
-        description="latest requests whose placement can be explained; about 5 kB each",
+        description="latest requests whose placement can be explained; about 4 kB each",
     )
     heartbeat_s: Seconds = Field(1.0, description="between signs of life on a worker stream")
     worker_timeout_s: Seconds = Field(

@@ -3,7 +3,7 @@
 Of each request: every placement with what was known when it was made, why its attempts were lost,
 and how it ended. Kept are the latest `requests_max` requests, of each at most `DECISIONS_KEPT`
 placements (the first, and the latest), of each at most `PREDICTIONS_KEPT` pairs and twice
-`WORKERS_KEPT` workers: about 5 kB each. Nothing here keeps a prompt.
+`WORKERS_KEPT` workers: about 4 kB each. Nothing here keeps a prompt.
 
 The recording side is on the way of every request, so it keeps references and bare numbers, and
 `router.explaining` makes words of them when asked.
@@ -25,7 +25,7 @@ from router.requests import Marks, Request
 
 DECISIONS_KEPT = 8
 PREDICTIONS_KEPT = 8
-WORKERS_KEPT = 8
+WORKERS_KEPT = 4
 
 # What `eastwest.explanation.WorkerEstimate` is made of.
 Estimate = tuple[str, int, Role, int, int, int, int, int]
