@@ -16,6 +16,7 @@ import yaml
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+from deploy.explain import WIDTH, explanation_view
 from deploy.planning_cli import planning_app
 from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
 from deploy.settings import explained_yaml
@@ -24,6 +25,7 @@ from eastwest.client import AsyncClient, AsyncGeneration
 from eastwest.config import Config, load_config
 from eastwest.errors import ConfigError, EastWestError
 from eastwest.types import SamplingParams
+from eastwest.wire import explanation_to_json
 
 app = typer.Typer(
     name="eastwest",
@@ -194,6 +196,26 @@ def status(address: Address = DEFAULT_ADDRESS) -> None:
 
 
 @app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="As the client named it, or was told.")],
+    address: Address = DEFAULT_ADDRESS,
+    tenant: Tenant = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for machines.")] = False,
+) -> None:
+    """Show why a request went where it went, and what came of the predictions."""
+
+    async def call() -> None:
+        async with AsyncClient(address, tenant=tenant, timeout_s=10.0) as client:
+            explanation = await client.explain(request_id)
+        if as_json:
+            console.print_json(data=explanation_to_json(explanation))
+        else:
+            console.print(explanation_view(explanation), width=min(console.width, WIDTH))
+
+    _run(call())
+
+
+@app.command()
 def drain(
     worker_id: Annotated[str, typer.Argument(help="Name of the worker; see 'eastwest status'.")],
     address: Address = DEFAULT_ADDRESS,
@@ -298,6 +320,7 @@ async def _stream(generation: AsyncGeneration, timing: bool) -> str:
     if timing:
         console.print(timing_table(completion))
         console.print(usage_lines(completion))
+        console.print(f"why there: eastwest explain {completion.request_id}", markup=False)
     return completion.text
 
 

@@ -25,11 +25,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from eastwest import calls
 from eastwest.answers import Chunk, Completion, ServedModel, ServerInfo, ServerLoads
 from eastwest.calls import Message, Prompt, SamplingOptions
-from eastwest.errors import Cancelled, InternalError, Unavailable
+from eastwest.errors import Cancelled, InternalError, InvalidArgument, Unavailable
+from eastwest.explanation import Explanation
 from eastwest.rpc import error_from_rpc
 from eastwest.types import SamplingParams
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.v1 import inference_pb2_grpc as inference_grpc
+from eastwest.wire import explanation_from_wire
 
 _Call = grpc.aio.UnaryStreamCall[Any, inference.GenerateResponse]
 AnswerT = TypeVar("AnswerT")
@@ -203,6 +205,15 @@ class AsyncClient:
         request = inference.AbortRequest(request_id=request_id, tenant=self._tenant)
         response: inference.AbortResponse = await self._answer(self._stub.Abort, request)
         return response.found
+
+    async def explain(self, request_id: str) -> Explanation:
+        """Why a request of this tenant went where it went, while it runs or as long as the router
+        remembers it; `NotFound` afterwards."""
+        try:
+            request = inference.ExplainRequest(request_id=request_id, tenant=self._tenant)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"the request id cannot be sent: {error}") from error
+        return explanation_from_wire(await self._answer(self._stub.Explain, request))
 
     async def model_info(self) -> ServedModel:
         """What model is served."""

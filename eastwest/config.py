@@ -231,6 +231,11 @@ class RouterConfig(Section):
         ge=1,
         description="KV blocks that the router knows the holders of, at most; about 200 bytes each",
     )
+    explain_max: int = Field(
+        1024,
+        ge=0,
+        description="latest requests whose placement can be explained; about 4 kB each",
+    )
     heartbeat_s: Seconds = Field(1.0, description="between signs of life on a worker stream")
     worker_timeout_s: Seconds = Field(
         20.0, description="a worker silent for this long is treated as dead"

@@ -24,11 +24,19 @@ from eastwest import calls
 from eastwest.answers import Chunk, Completion, ServedModel, ServerInfo, ServerLoads
 from eastwest.calls import Message, Prompt, SamplingOptions
 from eastwest.clock import SystemClock, seconds
-from eastwest.errors import DeadlineExceeded, EastWestError, InternalError, Unavailable
+from eastwest.errors import (
+    DeadlineExceeded,
+    EastWestError,
+    InternalError,
+    InvalidArgument,
+    Unavailable,
+)
+from eastwest.explanation import Explanation
 from eastwest.rpc import error_from_rpc
 from eastwest.types import SamplingParams
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.v1 import inference_pb2_grpc as inference_grpc
+from eastwest.wire import explanation_from_wire
 
 AnswerT = TypeVar("AnswerT")
 
@@ -171,6 +179,14 @@ class Client:
         request = inference.AbortRequest(request_id=request_id, tenant=self._tenant)
         response: inference.AbortResponse = self._answer(self._stub.Abort, request)
         return response.found
+
+    def explain(self, request_id: str) -> Explanation:
+        """Why a request went where it went; see `eastwest.AsyncClient.explain`."""
+        try:
+            request = inference.ExplainRequest(request_id=request_id, tenant=self._tenant)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"the request id cannot be sent: {error}") from error
+        return explanation_from_wire(self._answer(self._stub.Explain, request))
 
     def model_info(self) -> ServedModel:
         """What model is served."""

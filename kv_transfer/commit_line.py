@@ -53,6 +53,8 @@ class CommitLine:
         line = self._line
         answer = await self._ask("Commit", request, timeout_s)
         try:
+            if answer is None:
+                raise CorruptData("the call ended well without it")
             receipt = unseal(wire.CommitReceipt, answer)
             if receipt.transfer_id not in ("", request.transfer_id):
                 raise CorruptData(f"it is of transfer {receipt.transfer_id!r}")
@@ -68,11 +70,12 @@ class CommitLine:
     async def close(self) -> None:
         await self._line.channel.close(None)
 
-    async def _ask(self, method: str, request: _Request, timeout_s: float) -> bytes:
+    async def _ask(self, method: str, request: _Request, timeout_s: float) -> bytes | None:
         line = self._line
         line.users += 1
         try:
-            answer: bytes = await line.calls[method](request, timeout=timeout_s)
+            # Nothing: where damage took the message and left the end.
+            answer: bytes | None = await line.calls[method](request, timeout=timeout_s)
             return answer
         except grpc.aio.UsageError as error:
             raise Unavailable("the connection has been closed", phase=Phase.TRANSFER) from error

@@ -154,6 +154,14 @@ def _read_common(
     )
 
 
+def read_explain(request: inference.ExplainRequest) -> tuple[str, str]:
+    """The request that is asked about: whose it is, and its name."""
+    name = _name("request_id", request.request_id, REQUEST_ID_BYTES)
+    if not name:
+        raise InvalidArgument(f"request_id is empty; allowed: 1 to {REQUEST_ID_BYTES} bytes")
+    return _name("tenant", request.tenant, TENANT_BYTES), name
+
+
 def _priority(priority: int) -> int:
     if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise InvalidArgument(f"priority is {priority}; allowed: -{PRIORITY_MAX} to {PRIORITY_MAX}")

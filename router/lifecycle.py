@@ -71,9 +71,9 @@ class Lifecycle:
 
     attempts_left: placements that may still be lost. wake_ns: when `expire` must be called.
     failed_on: workers that lost an attempt; suspects: their partners, where it was lost between
-    them; others are preferred. attempt: the latest one, None before the first. error: how it ended,
-    where it did not end well. migrations: attempts lost or moved after the first token, each
-    followed by another one.
+    them; others are preferred. attempt: the latest one, None before the first. loss: what ended the
+    latest one that was lost. error: how it ended, where it did not end well. migrations: attempts
+    lost or moved after the first token, each followed by another one.
     """
 
     request: Request
@@ -84,6 +84,7 @@ class Lifecycle:
     failed_on: list[Worker] = field(default_factory=list)
     suspects: list[Worker] = field(default_factory=list)
     attempt: Attempt | None = None
+    loss: EastWestError | None = None
     error: EastWestError | None = None
     migrations: int = 0
     _tokens: list[SampledToken] = field(default_factory=list)
@@ -248,14 +249,14 @@ class Lifecycle:
         if not self.needs(worker):
             return
         attempt.drop(worker)
+        error = error_from(event.code, event.message, phase=event.phase)
         if event.code is ErrorCode.OVERLOADED and not attempt.filled:
             # Refused, not lost: nothing was tried. The deadline bounds how often.
-            self._retry(out)
+            self._retry(error, out)
             return
         if event.code is ErrorCode.DRAINING:
-            self._move(out)
+            self._move(error, out)
             return
-        error = error_from(event.code, event.message, phase=event.phase)
         if event.code is ErrorCode.DEADLINE_EXCEEDED:
             # The same deadline as ours, seen by another clock; where the request was, we know.
             error = self._too_late()
@@ -291,7 +292,7 @@ class Lifecycle:
             return False
         if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
             return False
-        self._move(out)
+        self._move(Unavailable(f"{worker} is to be free of it", phase=self.phase), out)
         return True
 
     def expire(self, now_ns: int, out: list[Action]) -> None:
@@ -342,17 +343,18 @@ class Lifecycle:
         else:
             self._defective |= defect
             self.migrations += bool(self._tokens)
-            self._retry(out)
+            self._retry(error, out)
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the deadline passed in phase {self.phase}", phase=self.phase)
 
-    def _move(self, out: list[Action]) -> None:
+    def _move(self, loss: EastWestError, out: list[Action]) -> None:
         # Where room was only asked for, nothing has run there.
         self.migrations += bool(self._tokens) and self.state is not State.RESERVING
-        self._retry(out)
+        self._retry(loss, out)
 
-    def _retry(self, out: list[Action]) -> None:
+    def _retry(self, loss: EastWestError, out: list[Action]) -> None:
+        self.loss = loss
         self._abort(out)
         self._release()
         self.wake_ns = self.request.deadline_ns

@@ -55,6 +55,7 @@ class Placement:
     blocks: KV blocks to be reserved on the decode worker. prefill_known_tokens,
     decode_known_tokens: prompt tokens whose KV each is thought to have, or to find in the store.
     considered: what was predicted of it and of other pairs, best first, where the policy predicts.
+    weighed: those that were drawn, where the policy does not look at all.
     """
 
     prefill: Worker
@@ -63,6 +64,7 @@ class Placement:
     prefill_known_tokens: int = 0
     decode_known_tokens: int = 0
     considered: tuple[Candidate, ...] = ()
+    weighed: tuple[Worker, ...] = ()
 
 
 class Known(Protocol):

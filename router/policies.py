@@ -123,9 +123,16 @@ class PowerOfTwo:
         choice = _Choice.of(request, workers)
         if not choice.seats:
             return None
-        decode = min(self._two(choice.seats), key=lambda w: (w.decoding_sequences, -w.room_blocks))
-        prefill = choice.source_of(decode, lambda ws: min(self._two(ws), key=prefill_load))
-        return Placement(prefill, decode, decode.blocks_of(request))
+        weighed = self._two(choice.seats)
+        decode = min(weighed, key=lambda w: (w.decoding_sequences, -w.room_blocks))
+
+        def source(workers: list[Worker]) -> Worker:
+            drawn = self._two(workers)
+            weighed.extend(drawn)
+            return min(drawn, key=prefill_load)
+
+        prefill = choice.source_of(decode, source)
+        return Placement(prefill, decode, decode.blocks_of(request), weighed=tuple(weighed))
 
     def _two(self, workers: list[Worker]) -> list[Worker]:
         return self._rng.sample(workers, min(2, len(workers)))

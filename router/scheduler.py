@@ -25,13 +25,15 @@ from eastwest.messages import (
 )
 from eastwest.ports import ServingCosts
 from router.admission import Admission
+from router.decisions import Decisions
 from router.drains import Drains
 from router.fair_queue import FairQueue
 from router.fleet import Fleet, Worker
 from router.kv_view import KvView
 from router.lifecycle import Lifecycle, State
 from router.pace import NominalCosts, Pace
-from router.placement import Placement, PlacementPolicy, spared
+from router.placement import PlacementPolicy
+from router.placing import Placer
 from router.policies import policy_of
 from router.pulse import Pulse
 from router.requests import Action, Counters, Marks, Request
@@ -55,10 +57,12 @@ class Scheduler:
         """policy: other than the configured one. costs: what work takes, where that is known."""
         self._config = config
         self._pace = Pace(costs or NominalCosts())
-        self._policy = policy or policy_of(config, self._pace)
         self._fleet = Fleet()
         self._pulse = Pulse(self._fleet, config.heartbeat_s, config.worker_timeout_s)
         self._kv = KvView(config.index_blocks_max)
+        self.decisions = Decisions(config.policy, config.explain_max)
+        policy = policy or policy_of(config, self._pace)
+        self._placer = Placer(policy, self._fleet, self._kv, self.decisions)
         self._queue = FairQueue()
         by_slo = config.refuse_beyond == "slo"
         self._admission = Admission(config.queue_max, self._queue, by_slo=by_slo)
@@ -81,14 +85,16 @@ class Scheduler:
             raise InvalidArgument(
                 f"request id {request.request_id!r} is running; allowed: ids of no running request"
             )
-        if not len(self._fleet):
-            raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
-        self._fleet.check_fits(request)
-        victim = self._admission.admit(request, now_ns)
+        try:
+            victim = self._admit(request, now_ns)
+        except EastWestError as error:
+            self.decisions.refused(request, error, now_ns)
+            raise
         marks = Marks(request.accepted_ns, admitted_ns=max(now_ns, request.accepted_ns))
         life = Lifecycle(request, self._config.attempts_max, marks, request.deadline_ns)
         self._lives[request.request_id] = life
         self._timers.set(request.request_id, life.wake_ns)
+        self.decisions.entered(life)
         out: list[Action] = []
         if victim is not None:
             victim.fail(self._admission.full(), out)
@@ -229,6 +235,13 @@ class Scheduler:
 
     # Inside.
 
+    def _admit(self, request: Request, now_ns: int) -> Lifecycle | None:
+        """Who must make way for it, if anybody."""
+        if not len(self._fleet):
+            raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
+        self._fleet.check_fits(request)
+        return self._admission.admit(request, now_ns)
+
     def _stepped(self, worker: Worker, event: Stepped, now_ns: int, out: list[Action]) -> bool:
         """The hot path. True where a request has ended."""
         works = self._works
@@ -311,11 +324,13 @@ class Scheduler:
             return False
         del self._works[life.work_id]
         self._queue.reenter(life)
+        self.decisions.returned(life, now_ns)
         return True
 
     def _forget(self, life: Lifecycle, now_ns: int) -> None:
         request_id = life.request.request_id
         del self._lives[request_id]
+        self.decisions.ended(life, now_ns)
         self._kv.forget(request_id)
         self._timers.cancel(request_id)
         served = request_id not in self._queue
@@ -347,7 +362,7 @@ class Scheduler:
                 life.expire(now_ns, out)
                 self._follow(life, now_ns)
                 return True
-            placement = self._place(life, now_ns)
+            placement = self._placer.place(life, len(self._queue), now_ns)
             if placement is not None:
                 self._attempts += 1
                 self._queue.take(life, passed)
@@ -363,19 +378,6 @@ class Scheduler:
             passed.append(life)
         return False
 
-    def _place(self, life: Lifecycle, now_ns: int) -> Placement | None:
-        workers = spared(self._fleet.open(), life.failed_on, life.suspects)
-        willing = [w for w in workers if w.refused_until_ns <= now_ns]
-        known = self._kv.known(life.request, len(self._queue))
-        placement = self._policy.place(life.request, willing, known)
-        if placement is None:
-            return None
-        return replace(
-            placement,
-            prefill_known_tokens=known.reusable_tokens(placement.prefill),
-            decode_known_tokens=known.reusable_tokens(placement.decode),
-        )
-
     def check_integrity(self) -> None:
         """Assert that tables, queue, timers and load estimates agree."""
         waiting = [life for life in self._lives.values() if life.state is State.QUEUED]
@@ -390,6 +392,7 @@ class Scheduler:
         assert all(request_id in self._timers for request_id in self._lives)
         assert len(self._settling) <= self._config.active_max
         assert self._pulse.next_ns is not None or not self._fleet.up()
+        self.decisions.check_integrity([*waiting, *active])
         self.drains.check_integrity()
         self._kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
         for worker in self._fleet:

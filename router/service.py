@@ -35,7 +35,7 @@ from eastwest.errors import (
 from eastwest.messages import ModelInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import inference_pb2 as inference
-from eastwest.wire import chunk_to_wire
+from eastwest.wire import chunk_to_wire, explanation_to_wire
 from router import edge, reports
 from router.clients import Clients, client_of
 from router.conversations import Conversations, Turn
@@ -106,6 +106,7 @@ class InferenceService:
             "Generate": _streaming(self.generate, inference.GenerateRequest),
             "Chat": _streaming(self.chat, inference.ChatRequest),
             "Abort": _answering(self.abort, inference.AbortRequest),
+            "Explain": _answering(self.explain, inference.ExplainRequest),
             "GetModelInfo": _answering(self.model_info, inference.GetModelInfoRequest),
             "GetServerInfo": _answering(self.server_info, inference.GetServerInfoRequest),
             "GetLoads": _answering(self.loads, inference.GetLoadsRequest),
@@ -124,6 +125,10 @@ class InferenceService:
             call.aborted = True
             self._shell.cancel(call.work_id, _aborted())
         return inference.AbortResponse(found=call is not None)
+
+    def explain(self, request: inference.ExplainRequest) -> inference.ExplainResponse:
+        tenant, name = edge.read_explain(request)
+        return explanation_to_wire(self._shell.explain(edge.cache_salt(tenant), name))
 
     def model_info(self, _: inference.GetModelInfoRequest) -> inference.GetModelInfoResponse:
         return reports.model_report(self._shell.model(), self._has_chat_template)
@@ -235,6 +240,7 @@ class InferenceService:
             deadline_ns=deadline_ns,
             priority=ask.priority,
             slo=self._slo,
+            client_id=ask.request_id,
         )
 
     async def _serve(

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from eastwest.clock import Clock, seconds
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase, Unavailable
+from eastwest.explanation import Explanation
 from eastwest.messages import Drained, Event, Liveness, Load, ModelInfo, WorkerInfo
 from eastwest.ports import ServingCosts
 from router.drains import DrainView
+from router.explaining import explain
 from router.fleet import Worker
 from router.links import WorkerLink
 from router.placement import can_serve
@@ -115,6 +117,10 @@ class Shell:
 
     def loads(self) -> Loads:
         return self._scheduler.loads()
+
+    def explain(self, salt: str, client_id: str) -> Explanation:
+        """Why a tenant's request went where it went; see `router.explaining`."""
+        return explain(self._scheduler.decisions, salt, client_id, self._clock.now_ns())
 
     # Workers that leave.
 

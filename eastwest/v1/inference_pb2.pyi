@@ -246,6 +246,136 @@ class AbortResponse(_message.Message):
     found: bool
     def __init__(self, found: _Optional[bool] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id", "tenant")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "policy", "state", "message", "age_s", "ended_s", "prompt_tokens", "output_tokens", "max_tokens", "slo_ttft_s", "slo_tpot_s", "migrations", "decisions", "decisions_left_out", "comparisons")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ENDED_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLO_TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    SLO_TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    policy: str
+    state: str
+    message: str
+    age_s: float
+    ended_s: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    slo_ttft_s: float
+    slo_tpot_s: float
+    migrations: int
+    decisions: _containers.RepeatedCompositeFieldContainer[PlacementDecision]
+    decisions_left_out: int
+    comparisons: _containers.RepeatedCompositeFieldContainer[TimeComparison]
+    def __init__(self, request_id: _Optional[str] = ..., policy: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., age_s: _Optional[float] = ..., ended_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., slo_ttft_s: _Optional[float] = ..., slo_tpot_s: _Optional[float] = ..., migrations: _Optional[int] = ..., decisions: _Optional[_Iterable[_Union[PlacementDecision, _Mapping]]] = ..., decisions_left_out: _Optional[int] = ..., comparisons: _Optional[_Iterable[_Union[TimeComparison, _Mapping]]] = ...) -> None: ...
+
+class PlacementDecision(_message.Message):
+    __slots__ = ("at_s", "waiting", "given_tokens", "prefill", "decode", "blocks", "prefill_known_tokens", "decode_known_tokens", "reason", "predictions", "left_out", "workers", "workers_up", "loss", "lost_s")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_UP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LOST_S_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    waiting: int
+    given_tokens: int
+    prefill: str
+    decode: str
+    blocks: int
+    prefill_known_tokens: int
+    decode_known_tokens: int
+    reason: str
+    predictions: _containers.RepeatedCompositeFieldContainer[PairPrediction]
+    left_out: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerEstimate]
+    workers_up: int
+    loss: str
+    lost_s: float
+    def __init__(self, at_s: _Optional[float] = ..., waiting: _Optional[int] = ..., given_tokens: _Optional[int] = ..., prefill: _Optional[str] = ..., decode: _Optional[str] = ..., blocks: _Optional[int] = ..., prefill_known_tokens: _Optional[int] = ..., decode_known_tokens: _Optional[int] = ..., reason: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[PairPrediction, _Mapping]]] = ..., left_out: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerEstimate, _Mapping]]] = ..., workers_up: _Optional[int] = ..., loss: _Optional[str] = ..., lost_s: _Optional[float] = ...) -> None: ...
+
+class PairPrediction(_message.Message):
+    __slots__ = ("prefill", "decode", "known_tokens", "queue_s", "prefill_s", "transfer_s", "step_s", "own", "others", "chosen")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    prefill: str
+    decode: str
+    known_tokens: int
+    queue_s: float
+    prefill_s: float
+    transfer_s: float
+    step_s: float
+    own: float
+    others: float
+    chosen: bool
+    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., known_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., step_s: _Optional[float] = ..., own: _Optional[float] = ..., others: _Optional[float] = ..., chosen: _Optional[bool] = ...) -> None: ...
+
+class WorkerEstimate(_message.Message):
+    __slots__ = ("worker_id", "epoch", "role", "waiting_tokens", "sequences", "context_tokens", "room_blocks", "known_tokens")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROOM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    role: str
+    waiting_tokens: int
+    sequences: int
+    context_tokens: int
+    room_blocks: int
+    known_tokens: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., waiting_tokens: _Optional[int] = ..., sequences: _Optional[int] = ..., context_tokens: _Optional[int] = ..., room_blocks: _Optional[int] = ..., known_tokens: _Optional[int] = ...) -> None: ...
+
+class TimeComparison(_message.Message):
+    __slots__ = ("part", "predicted_s", "measured_s")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_S_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    predicted_s: float
+    measured_s: float
+    def __init__(self, part: _Optional[str] = ..., predicted_s: _Optional[float] = ..., measured_s: _Optional[float] = ...) -> None: ...
+
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -49,6 +49,11 @@ class InferenceStub:
                 request_serializer=eastwest_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
                 response_deserializer=eastwest_dot_v1_dot_inference__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/eastwest.v1.Inference/Explain',
+                request_serializer=eastwest_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=eastwest_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/eastwest.v1.Inference/GetModelInfo',
                 request_serializer=eastwest_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
@@ -85,6 +90,13 @@ class InferenceServicer:
 
     def Abort(self, request, context):
         """Ends a running request; its stream ends with CANCELLED. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a request went where it went, of one that runs or of the latest ones that ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=eastwest_dot_v1_dot_inference__pb2.AbortRequest.FromString,
                     response_serializer=eastwest_dot_v1_dot_inference__pb2.AbortResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=eastwest_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=eastwest_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -226,6 +243,33 @@ class Inference:
             '/eastwest.v1.Inference/Abort',
             eastwest_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
             eastwest_dot_v1_dot_inference__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eastwest.v1.Inference/Explain',
+            eastwest_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            eastwest_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,11 @@ Each pair is ``x_to_wire`` and ``x_from_wire``; both directions are total on val
 what a peer sends malformed raises `InvalidArgument`.
 """
 
+from eastwest.wire.explanation import (
+    explanation_from_wire,
+    explanation_to_json,
+    explanation_to_wire,
+)
 from eastwest.wire.messages import (
     command_from_wire,
     command_to_wire,
@@ -48,6 +53,9 @@ __all__ = [
     "endpoints_to_wire",
     "event_from_wire",
     "event_to_wire",
+    "explanation_from_wire",
+    "explanation_to_json",
+    "explanation_to_wire",
     "finish_from_wire",
     "finish_to_wire",
     "is_plain",

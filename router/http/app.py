@@ -16,8 +16,10 @@ from eastwest.clock import Clock
 from eastwest.config import LimitsConfig
 from eastwest.errors import EastWestError, InternalError, NotFound, Phase, Unavailable
 from eastwest.messages import ModelInfo
+from eastwest.v1 import inference_pb2 as inference
+from eastwest.wire import explanation_from_wire, explanation_to_json
 from router.http.answers import to_json
-from router.http.calls import Calls, Endpoint
+from router.http.calls import Calls, Endpoint, read_tenant
 from router.http.failures import error_body, error_headers
 from router.service import InferenceService
 from router.shell import Shell
@@ -58,6 +60,12 @@ def http_app(
     async def version(_: Request) -> Response:
         return _ok({"version": __version__})
 
+    async def explain(request: Request) -> Response:
+        asked = inference.ExplainRequest(
+            request_id=request.path_params["name"], tenant=read_tenant(request.headers)
+        )
+        return _ok(explanation_to_json(explanation_from_wire(service.explain(asked))))
+
     calls = Calls(service, tokenizer, limits, clock)
     generating = {
         "/v1/chat/completions": Endpoint(calls, chat=True),
@@ -68,6 +76,7 @@ def http_app(
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
+            Route("/v1/requests/{name:path}/explain", explain),
             Route("/health", health),
             Route("/healthz", alive),
             Route("/version", version),

@@ -91,6 +91,17 @@ async def test_workers_get_what_the_client_asked_for() -> None:
     assert (sampling.stop_token_ids, sampling.ignore_eos, sampling.min_tokens) == ((7,), True, 2)
 
 
+async def test_a_request_is_explained_to_its_own_tenant() -> None:
+    async with over_http(says("hello")) as (_, client):
+        await client.post(COMPLETIONS, json={"prompt": "hi", "request_id": "r1"})
+        own = await client.get("/v1/requests/r1/explain")
+        foreign = await client.get("/v1/requests/r1/explain", headers={"X-Eastwest-Tenant": "b"})
+    assert own.status_code == 200
+    assert (own.json()["state"], own.json()["prompt_tokens"]) == ("completed", 2)
+    assert "p0 with d0" in own.json()["decisions"][0]["reason"]
+    assert foreign.status_code == 404
+
+
 async def test_the_tenant_comes_in_a_header() -> None:
     async with over_http() as (d, client):
         body = {"prompt": "hi", "max_tokens": 2}
