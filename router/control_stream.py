@@ -218,5 +218,7 @@ class ControlStream(asyncio.BufferedProtocol):
         self._change.set()
         if self._transport is not None:
             # What a peer does not read is not waited for.
-            unread = self._transport.get_write_buffer_size()
-            self._transport.abort() if unread else self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._transport.abort()
+            else:
+                self._transport.close()
