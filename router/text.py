@@ -19,9 +19,9 @@ from eastwest.errors import InvalidArgument, ModelError
 _REPLACEMENT = "\ufffd"
 # A character has at most four bytes, so that no more of the last replacements can become one.
 _INCOMPLETE_MAX = 3
-# Tokens decoded together, at most, when a model goes on without one complete character, and
-# those that are kept then: enough to hold any incomplete character and the text before it.
-_WINDOW_MAX, _WINDOW_KEPT = 64, 16
+# Tokens that may be pending, when a model goes on without one complete character, and those that
+# are kept then: enough to hold any incomplete character and the text before it.
+_PENDING_MAX, _PENDING_KEPT = 64, 16
 
 
 class Tokenizer:
@@ -153,16 +153,16 @@ class _Characters:
     """Tokens to whole characters.
 
     Decoding looks at neighbours (bytes of one character, spaces at the very start), so a window
-    is decoded: the last tokens that gave complete text, and those since. `_done` characters of
-    its text are out. The library's own DecodeStream fails for good on wrong bytes in a
-    byte-fallback vocabulary, and cannot give back what it holds at the end.
+    is decoded: the last tokens that gave complete text, and those since, which are pending. `_out`
+    is the text of the window that is out. The library's own DecodeStream fails for good on wrong
+    bytes in a byte-fallback vocabulary, and cannot give back what it holds at the end.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._complete = 0  # tokens at the front of the window whose text is out
-        self._done = 0
+        self._out = ""
 
     def push_all(self, tokens: Sequence[int]) -> str:
         """As `push` of each, and cheaper where all of them give whole characters."""
@@ -172,9 +172,8 @@ class _Characters:
             text = self._tokenizer.decode(window)
             # Decoding wrong bytes together with right ones may spoil both.
             if _REPLACEMENT not in text:
-                new, self._window = text[self._done :], window
-                self._slide(self._complete, unfinished=0)
-                self._complete = len(self._window)
+                new, self._window = text[len(self._out) :], window
+                self._settle()
                 return new
         return "".join([self.push(token) for token in known])
 
@@ -182,30 +181,44 @@ class _Characters:
         if not self._tokenizer.has_text(token):
             return ""
         self._window.append(token)
-        text = self._tokenizer.decode(self._window)
+        text = self._text()
         unsure = len(text) - len(text.rstrip(_REPLACEMENT))
-        full = len(self._window) > _WINDOW_MAX
+        full = len(self._window) - self._complete > _PENDING_MAX
         end = len(text) - (min(unsure, _INCOMPLETE_MAX) if full else unsure)
-        new = text[self._done : end]
-        self._done = max(self._done, end)
+        new = text[len(self._out) : end]
+        self._out += new
         if new and not unsure:
-            self._slide(self._complete, unfinished=0)
-            self._complete = len(self._window)
+            self._settle()
         elif full:
-            self._slide(len(self._window) - _WINDOW_KEPT, unfinished=len(text) - self._done)
+            unfinished = len(text) - len(self._out)
+            del self._window[:-_PENDING_KEPT]
+            kept = self._tokenizer.decode(self._window)
+            self._out = kept[: max(0, len(kept) - unfinished)]
             self._complete = 0
         return new
 
     def flush(self) -> str:
-        text = self._tokenizer.decode(self._window)
-        new = text[self._done :]
-        self._done = len(text)
+        new = self._text()[len(self._out) :]
+        self._out += new
         return new
 
-    def _slide(self, tokens: int, unfinished: int) -> None:
-        """Forget tokens at the front; `unfinished` characters at the end are not out yet."""
-        del self._window[:tokens]
-        self._done = max(0, len(self._tokenizer.decode(self._window)) - unfinished)
+    def _text(self) -> str:
+        """The text of the window. Wrong bytes spoil right ones before them, in a byte-fallback
+        vocabulary; what is out by then stays as it is, and pending tokens are decoded alone."""
+        text = self._tokenizer.decode(self._window)
+        if self._complete and not text.startswith(self._out):
+            settled = self._tokenizer.decode(self._window[: self._complete])
+            text = settled + self._tokenizer.decode(self._window[self._complete :])
+        return text
+
+    def _settle(self) -> None:
+        """All of the window is out as whole characters. What was complete before is not needed,
+        unless the rest has no text at the start of a text (a space that is stripped there)."""
+        rest = self._tokenizer.decode(self._window[self._complete :])
+        if rest:
+            del self._window[: self._complete]
+        self._out = rest or self._tokenizer.decode(self._window)
+        self._complete = len(self._window)
 
 
 class _StopString:

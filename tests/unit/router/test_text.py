@@ -135,6 +135,8 @@ def test_no_character_is_emitted_in_halves(
 
 @untimed
 @given(tokens=st.lists(st.integers(0, 262), max_size=200), sizes=SIZES)
+@example(tokens=[225, 128, 128, 0, 0, 128], sizes=[1, 4])  # wrong bytes spoil what is out
+@example(tokens=[97, 0, 262, 32, 128, 62, 257, 240], sizes=[4])  # and a space, stripped if first
 def test_text_does_not_depend_on_the_pieces(tokens: list[int], sizes: list[int]) -> None:
     tokenizer = byte_fallback()
     one_by_one = joined(streamed(Detokenizer(tokenizer), tokens, []))
