@@ -2,9 +2,9 @@
 
 Of each pair it predicts the time to the first token (what waits at the prefill worker, then the
 tokens that have no KV there) and the time per output token (the decode step that it joins, and what
-of the KV's way no compute hides). Each is taken as a share of the request's target, and counts
-`_LATE` times beyond it. What others lose counts alike: the batch that gets one more sequence, and
-those who come for the same prefill worker.
+of the KV's way no compute hides). Each is taken as a share of the request's target; what is beyond
+it counts `Weights.late` times more. What others lose counts alike: the batch that gets one more
+sequence, and those who come for the same prefill worker.
 
 A decode worker may also prefill by itself (conditional disaggregation): nothing moves then, but its
 batch waits for the prompt, which is counted.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from eastwest.ports import ServingCosts
@@ -22,8 +23,6 @@ from router.fleet import Worker
 from router.placement import Candidate, Known, Placement, has_room, takes_prompt
 from router.requests import Request
 
-# How much more a second counts that comes after its target.
-_LATE = 10.0
 # Workers that are looked at closely: by their load, and by what they hold.
 _CALM, _HOLDING = 3, 1
 
@@ -34,16 +33,29 @@ class Costs(ServingCosts, Protocol):
     usual_output: float
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """late: how much more a second counts that comes after its target."""
+
+    late: float = 10.0
+
+
+DEFAULT_WEIGHTS = Weights()
+
+
 class LeastCost:
     """See the module."""
 
-    def __init__(self, costs: Costs, *, conditional: bool = True) -> None:
+    def __init__(
+        self, costs: Costs, *, conditional: bool = True, weights: Weights = DEFAULT_WEIGHTS
+    ) -> None:
         self._costs = costs
         self._conditional = conditional
+        self._weights = weights
 
     def place(self, request: Request, workers: Sequence[Worker], known: Known) -> Placement | None:
         """See the protocol. `Placement.considered` says what was predicted, best first."""
-        view = _View(request, known, self._costs, workers)
+        view = _View(request, known, self._costs, self._weights, workers)
         candidates = [view.candidate(*pair) for pair in self._pairs(view)]
         candidates.sort(key=lambda c: (c.score, c.decode.worker_id, c.prefill.worker_id))
         for candidate in candidates:
@@ -77,12 +89,18 @@ class _View:
     """One request, among workers as they are now."""
 
     def __init__(
-        self, request: Request, known: Known, costs: Costs, workers: Sequence[Worker]
+        self,
+        request: Request,
+        known: Known,
+        costs: Costs,
+        weights: Weights,
+        workers: Sequence[Worker],
     ) -> None:
         self.request = request
         self.workers = workers
         self._known = known
         self._costs = costs
+        self._late = weights.late
         self._given = len(request.prompt)
         self._output = max(1.0, min(float(request.max_tokens), costs.usual_output))
         prefilling = sum(w.info.role is not Role.DECODE for w in workers)
@@ -115,12 +133,13 @@ class _View:
             missing = self._given - self._known.cached_tokens(decode)
             moving_s = self._costs.transfer_s(prefill.info, decode.info, missing)
             exposed_s = max(0.0, moving_s - first.prefill_s)
-        own = _share(first.seconds, slo.ttft_s)
-        own += _share(steps.joined_s + exposed_s / output, slo.tpot_s)
+        own = self._share(first.seconds, slo.ttft_s)
+        own += self._share(steps.joined_s + exposed_s / output, slo.tpot_s)
         stall_s = first.prefill_s / output if in_place else 0.0
         after, before = (
-            _share(steps.joined_s + stall_s, slo.tpot_s), _share(steps.before_s, slo.tpot_s)
-        )  # fmt: skip
+            self._share(steps.joined_s + stall_s, slo.tpot_s),
+            self._share(steps.before_s, slo.tpot_s),
+        )
         others = decode.decoding_sequences * (after - before)
         if prefill.info.role is not Role.DECODE:
             busy = min(1.0, prefill.waiting_tokens / prefill.info.step_tokens)
@@ -129,6 +148,11 @@ class _View:
             prefill, decode, first.there, first.queue_s, first.prefill_s, exposed_s,
             steps.joined_s, own, others,
         )  # fmt: skip
+
+    def _share(self, seconds: float, target_s: float) -> float:
+        """Of a target, with what is beyond it counted `Weights.late` times."""
+        share = seconds / target_s
+        return share + self._late * max(0.0, share - 1)
 
     def _first_token(self, worker: Worker) -> _FirstToken:
         if (found := self._first.get(worker)) is None:
@@ -180,9 +204,3 @@ class _Steps(NamedTuple):
 def _busy(worker: Worker) -> float:
     """By what decode steps take, roughly; a worker's prompts stall them."""
     return worker.decoding_sequences + worker.waiting_tokens / worker.info.step_tokens
-
-
-def _share(seconds: float, target_s: float) -> float:
-    """Of a target, with what is beyond it counted `_LATE` times."""
-    share = seconds / target_s
-    return share + _LATE * max(0.0, share - 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from eastwest.config import RouterConfig
 from eastwest.types import Role
-from router.cost_policy import Costs, LeastCost
+from router.cost_policy import DEFAULT_WEIGHTS, Costs, LeastCost, Weights
 from router.fleet import Worker
 from router.placement import (
     Known,
@@ -138,10 +138,12 @@ class PowerOfTwo:
         return self._rng.sample(workers, min(2, len(workers)))
 
 
-def policy_of(config: RouterConfig, costs: Costs) -> PlacementPolicy:
-    """The policy that ``router.policy`` names."""
+def policy_of(
+    config: RouterConfig, costs: Costs, weights: Weights = DEFAULT_WEIGHTS
+) -> PlacementPolicy:
+    """The policy that ``router.policy`` names. weights: of one that weighs."""
     policies: dict[str, Callable[[], PlacementPolicy]] = {
-        "cost": lambda: LeastCost(costs, conditional=config.conditional),
+        "cost": lambda: LeastCost(costs, conditional=config.conditional, weights=weights),
         "least_loaded": LeastLoaded,
         "prefix": PrefixAware,
         "round_robin": RoundRobin,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from eastwest.messages import WorkerInfo
 from eastwest.testing.builders import a_load, a_worker
 from eastwest.types import Role, Slo
-from router.cost_policy import LeastCost
+from router.cost_policy import DEFAULT_WEIGHTS, LeastCost, Weights
 from router.fleet import Worker
 from router.placement import Placement
 from router.requests import Request
@@ -53,8 +53,9 @@ def place(
     request: Request = REQUEST,
     conditional: bool = False,
     costs: SomeCosts | None = None,
+    weights: Weights = DEFAULT_WEIGHTS,
 ) -> Placement | None:
-    policy = LeastCost(costs or SomeCosts(), conditional=conditional)
+    policy = LeastCost(costs or SomeCosts(), conditional=conditional, weights=weights)
     return policy.place(request, list(fleet.values()), known or SomeKnown())
 
 
@@ -139,6 +140,15 @@ def test_what_comes_after_its_target_counts_more_than_what_comes_before() -> Non
     assert placed(fleet, request=patient, costs=costs) == ("a0", "a0")
     hasty = replace(REQUEST, slo=Slo(1.5, 10.0))
     assert placed(fleet, request=hasty, costs=costs) == ("a1", "a1")
+
+
+def test_how_much_more_what_is_late_counts_is_a_weight() -> None:
+    fleet = a_fleet({"a0": Role.AGGREGATED, "a1": Role.AGGREGATED})
+    fleet["a0"].prompt_tokens = 1000  # the first token would be late
+    fleet["a1"].sequences = 20  # whose steps would all be longer
+    costs, request = SomeCosts(sequence_s=1e-2), replace(REQUEST, slo=Slo(1.5, 2.0))
+    assert placed(fleet, request=request, costs=costs) == ("a1", "a1")
+    assert placed(fleet, request=request, costs=costs, weights=Weights(late=0)) == ("a0", "a0")
 
 
 def test_decode_workers_serve_alone_where_no_prefill_worker_is_left() -> None:
