@@ -29,6 +29,7 @@ PROBLEMS_MAX = 8
 LINE_CHARS_MAX = 200
 
 Seconds = Annotated[float, Field(gt=0, le=DURATION_MAX_S)]
+Policy = Literal["cost", "least_loaded", "prefix", "round_robin", "power_of_two"]
 
 
 class Section(BaseModel):
@@ -216,7 +217,7 @@ class RouterConfig(Section):
     sessions_max: int = Field(
         1024, ge=1, description="sessions kept at hand for when the store is away, at most"
     )
-    policy: Literal["cost", "least_loaded", "prefix", "round_robin", "power_of_two"] = Field(
+    policy: Policy = Field(
         "cost",
         description="how workers are chosen; cost: by predicted times against slo; prefix: the one "
         "that holds most of the prompt's KV, unless it is busier than others",
@@ -235,6 +236,14 @@ class RouterConfig(Section):
         1024,
         ge=0,
         description="latest requests whose placement can be explained; about 4 kB each",
+    )
+    decision_log: Path | None = Field(
+        None,
+        description="file of this router alone that placements are written to, for `python -m sim "
+        "decisions` to ask again; without prompts or texts; none: off",
+    )
+    decision_log_mb: int = Field(
+        64, ge=1, le=1 << 20, description="of it and the one before it (.1) together, in MiB"
     )
     heartbeat_s: Seconds = Field(1.0, description="between signs of life on a worker stream")
     worker_timeout_s: Seconds = Field(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from eastwest.messages import ModelInfo, WorkerInfo
 from planner.cost import CostModel, Row
+from planner.cost_values import cost_values
 from planner.precision import Precision
 
 # Sizes are rounded to so many steps for each doubling, so that few are computed twice.
@@ -59,6 +61,10 @@ class PlannedCosts:
         ranks = min(cost.layout.group_size for cost in ends)
         rate = device.scale_out.bytes_per_s * device.efficiency.link * ranks
         return tokens * target.model.kv.bytes_per_token / rate + device.scale_out.latency_s
+
+    def described(self, worker: WorkerInfo) -> Mapping[str, Any]:
+        """Plain values of the worker's cost model; `planner.cost_values` makes it of them again."""
+        return cost_values(self._of(worker).cost)
 
     def _of(self, worker: WorkerInfo) -> _Kind:
         found = self._workers.get((worker.worker_id, worker.epoch))

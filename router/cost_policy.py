@@ -69,6 +69,18 @@ class LeastCost:
                 return Placement(candidate.prefill, candidate.decode, blocks, considered=considered)
         return None
 
+    def predicted(
+        self,
+        request: Request,
+        workers: Sequence[Worker],
+        known: Known,
+        prefill: Worker,
+        decode: Worker,
+    ) -> Candidate:
+        """What `place` would predict of a pair among `workers`, whether or not it looked at it."""
+        view = _View(request, known, self._costs, self._weights, workers)
+        return view.candidate(prefill, decode)
+
     def _pairs(self, view: _View) -> list[tuple[Worker, Worker]]:
         """Those that are worth a closer look; their prefill workers may be busy beyond what they
         take."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from eastwest.errors import EastWestError
 from eastwest.types import Role, Slo
+from router.decision_log import DecisionLog
 from router.fleet import Worker
 from router.lifecycle import Lifecycle, State
 from router.placement import Candidate, Known, Placement, prefill_load
@@ -70,11 +71,13 @@ class Record:
 
 
 class Decisions:
-    """See the module. policy: its name. Called by the scheduler, and by whoever explains."""
+    """See the module. policy: its name. log: is told too, of every request. Called by the
+    scheduler, and by whoever explains."""
 
-    def __init__(self, policy: str, requests_max: int) -> None:
+    def __init__(self, policy: str, requests_max: int, log: DecisionLog | None = None) -> None:
         self.policy = policy
         self.requests_max = requests_max
+        self._log = log
         self._records: OrderedDict[str, Record] = OrderedDict()
 
     def __len__(self) -> int:
@@ -91,7 +94,21 @@ class Decisions:
         if (record := self._add(request, None)) is not None:
             record.state, record.message, record.ended_ns = "refused", error.message, now_ns
 
-    def placed(
+    def asked(
+        self,
+        life: Lifecycle,
+        placement: Placement | None,
+        workers: Sequence[Worker],
+        known: Known,
+        now_ns: int,
+    ) -> None:
+        """The policy has answered where among `workers` the request goes."""
+        if self._log is not None:
+            self._log.asked(life, placement, workers, known, now_ns)
+        if placement is not None:
+            self._placed(life, placement, workers, known, now_ns)
+
+    def _placed(
         self,
         life: Lifecycle,
         placement: Placement,
@@ -99,7 +116,6 @@ class Decisions:
         known: Known,
         now_ns: int,
     ) -> None:
-        """The request goes to a pair, which was chosen among `workers`."""
         record = self._records.get(life.request.request_id)
         if record is None:
             return
@@ -139,6 +155,8 @@ class Decisions:
 
     def ended(self, life: Lifecycle, now_ns: int) -> None:
         """The request has its ending."""
+        if self._log is not None:
+            self._log.ended(life, now_ns)
         record = self._records.get(life.request.request_id)
         if record is None:
             return
@@ -162,6 +180,8 @@ class Decisions:
     def check_integrity(self, running: Sequence[Lifecycle]) -> None:
         """Assert the bounds, and that what is said to run does."""
         assert len(self._records) <= self.requests_max
+        if self._log is not None:
+            self._log.check_integrity(running)
         lives = {life.request.request_id: life for life in running}
         for request_id, record in self._records.items():
             assert record.life is None or lives.get(request_id) is record.life

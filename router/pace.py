@@ -7,8 +7,9 @@ corrections find the scale, and only the proportions are the costs'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from eastwest.clock import seconds
 from eastwest.messages import Prefilled, SequenceOutput, WorkerInfo
@@ -25,6 +26,14 @@ _USUAL_OUTPUT = 128.0
 _OUTPUT_SMOOTHING = 0.05
 # A longer gap between two steps counts as so many: the worker, or this process, stood still.
 _GAP_STEPS = 4.0
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Costs that a log can keep."""
+
+    def described(self, worker: WorkerInfo) -> Mapping[str, Any]:
+        """Plain values that the worker's costs can be made of again."""
 
 
 @dataclass(slots=True)
@@ -83,6 +92,10 @@ class Pace:
         paces = self._of(worker)
         return paces.prompt.factor, paces.step.factor
 
+    def described(self, worker: WorkerInfo) -> Mapping[str, Any] | None:
+        """What the costs themselves can be made of again, where they say."""
+        return self._costs.described(worker) if isinstance(self._costs, Described) else None
+
     # Measurements.
 
     def prefilled(self, attempt: Attempt, event: Prefilled) -> None:
@@ -108,6 +121,10 @@ class Pace:
     def ended(self, output_tokens: int) -> None:
         """An answer is complete."""
         self.usual_output += _OUTPUT_SMOOTHING * (output_tokens - self.usual_output)
+
+    def recall(self, worker: WorkerInfo, prompt: float, step: float) -> None:
+        """Go by these `factors`, which were found before."""
+        self._paces[worker.worker_id] = _Paces(Correction(prompt, 1.0), Correction(step, 1.0))
 
     def forget(self, worker: Worker) -> None:
         """The worker has left; another incarnation may be of another make."""
@@ -143,3 +160,7 @@ class NominalCosts:
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol: bytes at a fixed rate."""
         return tokens * target.model.kv.bytes_per_token / self.BYTES_PER_S
+
+    def described(self, worker: WorkerInfo) -> Mapping[str, Any]:
+        """See `Described`: nothing, for they know nothing of the worker."""
+        return {}

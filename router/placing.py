@@ -12,7 +12,7 @@ from router.placement import Placement, PlacementPolicy, spared
 
 
 class Placer:
-    """policy: may be replaced before the first request. Placements are told to `decisions`."""
+    """policy: may be replaced before the first request. What it answers is told to `decisions`."""
 
     def __init__(
         self, policy: PlacementPolicy, fleet: Fleet, kv: KvView, decisions: Decisions
@@ -28,12 +28,11 @@ class Placer:
         willing = [w for w in workers if w.refused_until_ns <= now_ns]
         known = self._kv.known(life.request, waiting)
         placement = self.policy.place(life.request, willing, known)
-        if placement is None:
-            return None
-        placement = replace(
-            placement,
-            prefill_known_tokens=known.reusable_tokens(placement.prefill),
-            decode_known_tokens=known.reusable_tokens(placement.decode),
-        )
-        self._decisions.placed(life, placement, willing, known, now_ns)
+        if placement is not None:
+            placement = replace(
+                placement,
+                prefill_known_tokens=known.reusable_tokens(placement.prefill),
+                decode_known_tokens=known.reusable_tokens(placement.decode),
+            )
+        self._decisions.asked(life, placement, willing, known, now_ns)
         return placement

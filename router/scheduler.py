@@ -25,6 +25,7 @@ from eastwest.messages import (
 )
 from eastwest.ports import ServingCosts
 from router.admission import Admission
+from router.decision_log import DecisionLog, Write
 from router.decisions import Decisions
 from router.drains import Drains
 from router.fair_queue import FairQueue
@@ -53,14 +54,17 @@ class Scheduler:
         config: RouterConfig,
         policy: PlacementPolicy | None = None,
         costs: ServingCosts | None = None,
+        write: Write | None = None,
     ) -> None:
-        """policy: other than the configured one. costs: what work takes, where that is known."""
+        """policy: other than the configured one. costs: what work takes, where that is known.
+        write: takes the entries of a decision log."""
         self._config = config
         self._pace = Pace(costs or NominalCosts())
         self._fleet = Fleet()
         self._pulse = Pulse(self._fleet, config.heartbeat_s, config.worker_timeout_s)
         self._kv = KvView(config.index_blocks_max)
-        self.decisions = Decisions(config.policy, config.explain_max)
+        log = DecisionLog(write, self._pace) if write else None
+        self.decisions = Decisions(config.policy, config.explain_max, log)
         policy = policy or policy_of(config, self._pace)
         self._placer = Placer(policy, self._fleet, self._kv, self.decisions)
         self._queue = FairQueue()
@@ -257,11 +261,7 @@ class Scheduler:
         return ended
 
     def _answered(
-        self,
-        worker: Worker,
-        event: Reserved | Prefilled | Failed,
-        now_ns: int,
-        out: list[Action],
+        self, worker: Worker, event: Reserved | Prefilled | Failed, now_ns: int, out: list[Action]
     ) -> bool:
         """True where another request may have room now, or may be asked for."""
         life = self._works.get(event.request_id)

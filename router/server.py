@@ -27,6 +27,7 @@ from router import cluster_service
 from router.chat_template import load_chat_template
 from router.cluster_service import ClusterService
 from router.conversations import Conversations
+from router.decision_log_file import decision_log_of
 from router.http.app import http_app
 from router.http.server import HttpServer
 from router.service import SERVICE, InferenceService
@@ -66,6 +67,8 @@ class Router:
         self._clock = clock
         self._tokenizer = tokenizer = load_tokenizer(model_dir)
         template = load_chat_template(model_dir, clock)
+        self._log = decision_log_of(config.router, clock)
+        self._log_task: asyncio.Task[None] | None = None
         self._shell = Shell(
             config.router,
             router_id=self.router_id,
@@ -73,6 +76,7 @@ class Router:
             clock=clock,
             rng=rng,
             costs=costs,
+            write=self._log.write if self._log is not None else None,
         )
         at_hand = MemorySessionStore(config.router.sessions_max, config.store.session_ttl_s, clock)
         self._service = InferenceService(
@@ -123,6 +127,8 @@ class Router:
             self.http_address = self._http.address
             log.info("%s serves HTTP on %s", self.router_id, self.http_address)
         self._health_task = asyncio.create_task(self._publish_health(), name="router health")
+        if self._log is not None:
+            self._log_task = asyncio.create_task(self._log.run(), name="decision log")
         log.info("%s serves on %s:%d", self.router_id, host, bound)
         return f"{host}:{bound}"
 
@@ -156,6 +162,9 @@ class Router:
         if self._http is not None:
             await self._http.stop()
         await self._shell.close()
+        if self._log is not None and self._log_task is not None:
+            self._log.stop()
+            await self._log_task
 
     def _bind_http(self) -> HttpServer | None:
         config = self._config

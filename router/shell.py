@@ -17,6 +17,7 @@ from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase,
 from eastwest.explanation import Explanation
 from eastwest.messages import Drained, Event, Liveness, Load, ModelInfo, WorkerInfo
 from eastwest.ports import ServingCosts
+from router.decision_log import Write
 from router.drains import DrainView
 from router.explaining import explain
 from router.fleet import Worker
@@ -35,7 +36,7 @@ class Shell:
     """One router's scheduler in touch with the world. Implements `router.links.LinkOwner`.
 
     vocab_min: size of the tokenizer's vocabulary; a model with less cannot take its tokens. costs:
-    what work takes on the workers, where that is known.
+    what work takes on the workers, where that is known. write: takes the entries of a decision log.
     ready and unready: set while a request could, or could not, be served.
     """
 
@@ -48,13 +49,14 @@ class Shell:
         clock: Clock,
         rng: random.Random,
         costs: ServingCosts | None = None,
+        write: Write | None = None,
     ) -> None:
         self._config = config
         self._router_id = router_id
         self._vocab_min = vocab_min
         self._clock = clock
         self._rng = rng
-        self._scheduler = Scheduler(config, costs=costs)
+        self._scheduler = Scheduler(config, costs=costs, write=write)
         self._links: dict[str, WorkerLink] = {}
         self._streams: dict[str, ClientStream] = {}
         self._timer: asyncio.TimerHandle | None = None

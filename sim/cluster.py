@@ -21,6 +21,7 @@ from eastwest.messages import Event, ModelInfo
 from eastwest.ports import ServingCosts
 from eastwest.testing.checkers import ExactlyOnce
 from eastwest.types import Role
+from router.decision_log import Write
 from router.placement import PlacementPolicy
 from router.requests import Action, Deliver, End, Outcome, Request
 from sim.engine import VOCAB, StepTime, mark_of, token_at
@@ -88,8 +89,11 @@ class Cluster:
         rng: random.Random,
         policy: PlacementPolicy | None = None,
         record: Callable[[str], None] | None = None,
+        write: Write | None = None,
     ) -> None:
-        """record: told each thing that happens, a line each, for logs to compare."""
+        """record: told each thing that happens, a line each, for logs to compare. write: takes the
+        entries of the decision log, of a cluster with one router."""
+        assert write is None or shape.routers == 1
         self.shape = shape
         self.rng = rng
         self.clock = clock
@@ -101,6 +105,7 @@ class Cluster:
             context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
         )  # fmt: skip
         self._policy = policy
+        self._write = write
         self.routers = [self._new_router(f"router-{i}") for i in range(shape.routers)]
         self.replicas: dict[str, SimulatedReplica] = {}
         self.leaves = 0
@@ -285,6 +290,7 @@ class Cluster:
             self._delay,
             self._policy,
             self.shape.costs,
+            self._write,
         )
 
     def _act(self, action: Action) -> None:

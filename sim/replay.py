@@ -22,6 +22,7 @@ from planner.cost import CostModel
 from planner.memory import kv_per_token
 from planner.serving import PlannedCosts
 from planner.traces import TraceRow
+from router.decision_log import Write
 from router.placement import PlacementPolicy
 from router.requests import Request
 from sim.cluster import Cluster, Seen, Shape
@@ -117,13 +118,15 @@ def replay(
     seed: int = 0,
     speed: float = 1.0,
     policy: PlacementPolicy | None = None,
+    write: Write | None = None,
 ) -> Replayed:
-    """Run a trace to its end. speed: how much faster than recorded requests come. Deterministic."""
+    """Run a trace to its end. speed: how much faster than recorded requests come. write: takes the
+    entries of the router's decision log. Deterministic."""
     loop = VirtualLoop()
 
     async def run() -> Replayed:
         rng = random.Random(seed)
-        cluster = Cluster(shape, step_time, VirtualClock(loop), rng, policy)
+        cluster = Cluster(shape, step_time, VirtualClock(loop), rng, policy, write=write)
         cluster.start()
         for number, (at_s, row) in enumerate(_spread(rows, rng)):
             await asyncio.sleep(max(0.0, at_s / speed - loop.time()))

@@ -13,6 +13,7 @@ from eastwest.clock import Clock, ns
 from eastwest.config import RouterConfig
 from eastwest.messages import Command, Event
 from eastwest.ports import ServingCosts
+from router.decision_log import Write
 from router.placement import PlacementPolicy
 from router.requests import Action, Request, Send
 from router.scheduler import Scheduler
@@ -47,9 +48,11 @@ class SimulatedRouter:
         delay: Callable[[], float],
         policy: PlacementPolicy | None = None,
         costs: ServingCosts | None = None,
+        write: Write | None = None,
     ) -> None:
+        """write: takes the entries of a decision log."""
         self.router_id = router_id
-        self.scheduler = Scheduler(config, policy, costs)
+        self.scheduler = Scheduler(config, policy, costs, write)
         self.events = 0
         self.alive = True
         self._asleep_until_s = 0.0
