@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from eastwest.clock import seconds
-from eastwest.messages import WorkerInfo
+from eastwest.messages import Load, WorkerInfo
 from eastwest.types import Slo
 from eastwest.value import value
 from router.fleet import Worker
@@ -190,3 +190,17 @@ class DecisionLog:
             (known.cached_tokens(worker), known.reusable_tokens(worker)),
             self._pace.factors(info),
         )
+
+
+def recall(worker: Worker, sight: Sight) -> None:
+    """Make `worker` for policies what it was when it was seen."""
+    for name, number in zip(WORKER_NUMBERS, sight.numbers, strict=True):
+        setattr(worker, name, number)
+    worker.load = None
+    if sight.load is not None:
+        free, cached, inactive = sight.load
+        worker.load = Load(
+            free_blocks=free, cached_blocks=cached, num_blocks=worker.info.num_blocks, running=0,
+            waiting=0, waiting_tokens=0, leaked_blocks=0, spilled_blocks=0,
+            sessions_inactive=inactive, sessions_spilled=0, transfer_bytes=0, store_available=False,
+        )  # fmt: skip

@@ -8,7 +8,8 @@ replica        the real prefill and decode worker over a simulated engine
 router         the real scheduler, its timer and its clients
 cluster        a whole deployment, its faults, and what is checked after every event
 replay         a trace of requests against a cluster, and what they saw
+decisions      a router's decision log, asked again of the same policy or of another
 
     python -m sim chaos --seeds 200          faults at random times; a failing seed is printed
-    python -m sim replay --workers 32        an hour of requests
+    python -m sim decisions FILE             whether the policy would answer the same
 """
