@@ -164,24 +164,24 @@ class LogReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._decoder = Decoder()
         self.cut_off = False
+        with self._opened() as file:
+            line = file.readline(_LINE_BYTES_MAX)
         try:
-            self._file = path.open("rb")
-            line = self._file.readline(_LINE_BYTES_MAX)
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-        try:
-            self.header = self._decoder.header(line)
+            self.header = Decoder().header(line)
         except ValueError as error:
             raise self._wrong(1, error) from error
 
     def __iter__(self) -> Iterator[tuple[int, Entry | Gap]]:
-        """Entries, with the numbers of their lines; once."""
-        with self._file:
-            for number, line in enumerate(self._lines(), start=2):
+        """Entries, with the numbers of their lines."""
+        decoder = Decoder()
+        with self._opened() as file:
+            file.readline(_LINE_BYTES_MAX)
+            number = 1
+            while line := file.readline(_LINE_BYTES_MAX):
+                number += 1
                 try:
-                    entry = self._decoder.entry(line)
+                    entry = decoder.entry(line)
                 except ValueError as error:
                     if line.endswith(b"\n") or len(line) == _LINE_BYTES_MAX:
                         raise self._wrong(number, error) from error
@@ -190,9 +190,11 @@ class LogReader:
                 if entry is not None:
                     yield number, entry
 
-    def _lines(self) -> Iterator[bytes]:
-        while line := self._file.readline(_LINE_BYTES_MAX):
-            yield line
+    def _opened(self) -> BinaryIO:
+        try:
+            return self._path.open("rb")
+        except OSError as error:
+            raise ConfigError(f"cannot read {self._path}: {error.strerror or error}") from error
 
     def _wrong(self, number: int, error: ValueError) -> ConfigError:
         return ConfigError(f"{self._path} line {number}: {error}")
