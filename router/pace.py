@@ -44,6 +44,10 @@ class Correction:
         self.measured_s = self.measured_s * kept + measured_s
         self.predicted_s = self.predicted_s * kept + predicted_s
 
+    def doubt(self) -> None:
+        """What was measured counts less, and the prediction more."""
+        self.measured_s = _KEPT * self.measured_s + (1 - _KEPT) * self.predicted_s
+
 
 @dataclass(slots=True)
 class _Paces:
@@ -51,6 +55,7 @@ class _Paces:
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)
+    load: Correction = field(default_factory=Correction)
     stepped_ns: int | None = None
 
 
@@ -74,6 +79,10 @@ class Pace:
         predicted = self._costs.step_s(worker, sequences, context_tokens)
         return predicted * self._of(worker).step.factor
 
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol."""
+        return self._costs.load_s(worker, tokens) * self._of(worker).load.factor
+
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
         return self._costs.transfer_s(source, target, tokens)
@@ -90,6 +99,17 @@ class Pace:
         info, computed = attempt.prefill.info, event.computed_tokens
         predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
         self._of(info).prompt.learn(seconds(event.prefill_ns), predicted)
+
+    def loaded(self, worker: Worker, tokens: int, load_ns: int) -> None:
+        """Stored KV was read. Looking in vain says nothing of how long it takes."""
+        if tokens:
+            predicted = self._costs.load_s(worker.info, tokens)
+            self._of(worker.info).load.learn(seconds(load_ns), predicted)
+
+    def passed_over(self, worker: Worker) -> None:
+        """Stored KV was not read, for that was thought slow: the less sure it is that it still is,
+        or nobody would ever find out."""
+        self._of(worker.info).load.doubt()
 
     def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
         """A decode step is over. Called for every one: only steps that follow each other without
@@ -128,6 +148,7 @@ class NominalCosts:
     STEP_S = 2e-2
     SEQUENCE_S = 5e-4
     BYTES_PER_S = 1e9
+    LOOKUP_S = 1e-3
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
         """See the protocol: as many steps as it needs, and the tokens."""
@@ -139,6 +160,10 @@ class NominalCosts:
     def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
         """See the protocol: a step, and the sequences."""
         return self.STEP_S + sequences * self.SEQUENCE_S if sequences else 0.0
+
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol: a look-up, and bytes at a fixed rate."""
+        return self.LOOKUP_S + tokens * worker.model.kv.bytes_per_token / self.BYTES_PER_S
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol: bytes at a fixed rate."""

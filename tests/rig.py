@@ -19,10 +19,9 @@ from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.layout import KVSpec
-from eastwest.messages import Liveness
 from eastwest.ports import BlockStore, Engine
 from eastwest.testing.engine import SPEC, SimulatedEngine, simulated_group
-from eastwest.types import Role
+from eastwest.types import Liveness, Role
 from kv_store.sessions import SessionStore
 from kv_transfer.push import FrameTap, pass_through
 from router.server import Router

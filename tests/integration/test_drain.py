@@ -15,10 +15,9 @@ from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import InvalidArgument, NotFound, Unavailable
-from eastwest.messages import Liveness
 from eastwest.operator_client import DrainReport, OperatorClient
 from eastwest.testing.engine import expected_output
-from eastwest.types import Role, SamplingParams
+from eastwest.types import Liveness, Role, SamplingParams
 from eastwest.v1.cluster_pb2 import DrainRequest
 from kv_store.embedded import EmbeddedValkey
 from router.server import Router
