@@ -95,8 +95,15 @@ class Pace:
     # Measurements.
 
     def prefilled(self, attempt: Attempt, event: Prefilled) -> None:
-        """A prompt is computed."""
+        """A prompt is computed. Where stored KV was not loaded, for that was thought to be slow, it
+        is less sure that it still is; or nobody would ever find out."""
         info, computed = attempt.prefill.info, event.computed_tokens
+        meet = attempt.placement.meet_tokens
+        self.loaded(attempt.prefill, event.loaded_tokens, event.load_ns)
+        if meet >= attempt.given_tokens:
+            self._of(info).load.doubt()
+        elif meet and event.loaded_tokens:
+            return  # it was waited for what was loaded meanwhile
         predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
         self._of(info).prompt.learn(seconds(event.prefill_ns), predicted)
 
@@ -105,11 +112,6 @@ class Pace:
         if tokens:
             predicted = self._costs.load_s(worker.info, tokens)
             self._of(worker.info).load.learn(seconds(load_ns), predicted)
-
-    def passed_over(self, worker: Worker) -> None:
-        """Stored KV was not read, for that was thought slow: the less sure it is that it still is,
-        or nobody would ever find out."""
-        self._of(worker.info).load.doubt()
 
     def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
         """A decode step is over. Called for every one: only steps that follow each other without
