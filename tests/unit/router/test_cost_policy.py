@@ -78,6 +78,19 @@ def test_a_prompt_goes_where_queue_and_what_is_left_of_it_take_least() -> None:
     assert placed(fleet, SomeKnown({"p1": 400})) == ("p0", "d0")
 
 
+def test_what_only_the_store_has_is_as_near_as_it_takes_to_load() -> None:
+    fleet, known = a_fleet(), SomeKnown({"p1": 400}, stored=640)
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1e-4)) == ("p1", "d0")
+    fleet["p1"].prompt_tokens = 300
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1e-4)) == ("p0", "d0")
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1.0)) == ("p1", "d0")
+    placement = place(fleet, known, costs=SomeCosts(loading_s=1e-4))
+    assert placement is not None
+    chosen = placement.considered[0]
+    assert (chosen.known_tokens, round(chosen.prefill_s, 3)) == (640, 0.36)
+    assert round(chosen.queue_s, 3) == 0.064
+
+
 def test_it_decodes_where_the_step_is_shortest() -> None:
     fleet = a_fleet()
     fleet["d0"].sequences = 2
