@@ -98,6 +98,9 @@ class _Known:
     def cached_tokens(self, worker: Worker) -> int:
         return 512 * (hash(worker.worker_id) % 5)
 
+    def stored_tokens(self, worker: Worker) -> int:
+        return 0
+
     def reusable_tokens(self, worker: Worker) -> int:
         return self.cached_tokens(worker)
 

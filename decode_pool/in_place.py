@@ -6,6 +6,7 @@ and after it is the same.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from decode_pool.sequence import Work, WorkState
@@ -49,6 +50,11 @@ class InPlaceReservations:
                 f"reserved; allowed: the same prompt, output and sampling"
             )
         return work.blocks, len(work.hashes)
+
+    def lend(self, ticket: Ticket, writer: asyncio.Task[None]) -> None:
+        """`writer` may write to the reserved blocks: where the reservation ends first, it is
+        cancelled, and they stay until it is over."""
+        self.work(ticket).writer = writer
 
     def target(self, ticket: Ticket) -> InPlace:
         """Where the prompt of this ticket is handed over."""

@@ -52,7 +52,7 @@ class Arrival:
 class Work:
     """State of one request. `hashes` name its leading full blocks, as many as are published;
     seed: the parent of the first. given: prompt and output so far, whose full blocks
-    `given_hashes` name."""
+    `given_hashes` name. writer: see `InPlaceReservations.lend`."""
 
     command: Reserve
     given: tuple[int, ...]
@@ -69,9 +69,11 @@ class Work:
     hashes: list[BlockHash] = field(default_factory=list)
     cached_blocks: int = 0
     loaded_blocks: int = 0
+    load_ns: int = 0
     arrival: Arrival | None = None
     running: Running | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+    writer: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
     def request_id(self) -> str:

@@ -239,7 +239,8 @@ class DecodeWorker:
         total = self._blocks_needed(work.command)
         taken = await self._intake.take(work.owner, work.router_id, hashes, total)
         work.blocks, work.cached_blocks = taken.blocks, taken.shared
-        work.loaded_blocks = await self._intake.fill(taken, hashes)
+        if not work.command.leave_stored:
+            work.loaded_blocks, work.load_ns = await self._intake.fill(taken, hashes)
         work.hashes = hashes[: taken.shared + work.loaded_blocks]
 
     def _blocks_needed(self, command: Reserve) -> int:
@@ -256,7 +257,7 @@ class DecodeWorker:
         work.state = WorkState.RESERVED
         cached = work.cached_blocks * self._kv.block_tokens
         loaded = work.loaded_blocks * self._kv.block_tokens
-        self._emit(work.router_id, Reserved(work.request_id, ticket, cached, loaded))
+        self._emit(work.router_id, Reserved(work.request_id, ticket, cached, loaded, work.load_ns))
 
     # What the receiver tells (TransferOwner).
 
@@ -381,9 +382,9 @@ class DecodeWorker:
 
     async def _leave(self, work: Work, closing: Awaitable[None]) -> None:
         """Give back the blocks of a request that has ended once nobody writes to them."""
-        if work.task is not None:
-            work.task.cancel()
-            await asyncio.wait([work.task])
+        for task in filter(None, (work.task, work.writer)):
+            task.cancel()
+            await asyncio.wait([task])
         try:
             await closing
         except EastWestError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eastwest.messages import KvLink, Liveness
+from eastwest.messages import KvLink
 from eastwest.timing import Timing
-from eastwest.types import FinishReason, Role, SampledToken, Usage
+from eastwest.types import FinishReason, Liveness, Role, SampledToken, Usage
 
 
 @dataclass(frozen=True, slots=True)

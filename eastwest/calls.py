@@ -21,10 +21,10 @@ from eastwest.answers import (
     WorkerStatus,
 )
 from eastwest.errors import InternalError, InvalidArgument
-from eastwest.messages import KvLink, Liveness
+from eastwest.messages import KvLink
 from eastwest.rpc import Options, channel_options
 from eastwest.timing import SecondTokenParts, Timing, TtftParts
-from eastwest.types import Role, SamplingParams, Usage
+from eastwest.types import Liveness, Role, SamplingParams, Usage
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.wire import (
     finish_from_wire,

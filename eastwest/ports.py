@@ -192,5 +192,8 @@ class ServingCosts(Protocol):
     def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
         """One decode step of `sequences` whose contexts have `context_tokens` in all."""
 
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """Reading the KV of `tokens` from the offline store."""
+
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """Moving the KV of `tokens` from one worker to another."""

@@ -26,6 +26,15 @@ class Tier(enum.StrEnum):
     EXTERNAL = "external"
 
 
+class Liveness(enum.StrEnum):
+    """How a router sees a worker."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
 class FinishReason(enum.StrEnum):
     """Why a sequence ended, in the field's words."""
 
@@ -134,8 +143,8 @@ class SampledToken:
 class Usage:
     """Token counts of one request.
 
-    cached_tokens: prompt tokens whose KV the decode worker had or loaded, so that nobody had to
-    push it. loaded_tokens: those of them that were read from the offline store. computed_tokens:
+    cached_tokens: prompt tokens whose KV the decode worker had, or that were loaded for it.
+    loaded_tokens: those of them that were read from the offline store. computed_tokens:
     prompt tokens that went through the model. These three are of the attempt that gave the first
     token. migrations: how often the request was moved to other workers after it, its former ones
     lost; recomputed_tokens: tokens of prompt and output that went through the model again for

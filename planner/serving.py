@@ -22,6 +22,10 @@ _FORMATS = {
     "int8": "int8",
 }
 
+# What a server of its own kind gives one reader, until that was measured.
+STORE_BYTES_PER_S = 1e9
+STORE_LATENCY_S = 1e-3
+
 CostOf = Callable[[WorkerInfo], CostModel]
 
 
@@ -53,6 +57,12 @@ class PlannedCosts:
         if sequences <= 0:
             return 0.0
         return self._of(worker).step(sequences, _rounded(context_tokens // sequences))
+
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol. One process of a replica reads, and nobody has described the store."""
+        link = self._of(worker).cost.device.scale_out
+        rate = min(STORE_BYTES_PER_S, link.bytes_per_s)
+        return tokens * worker.model.kv.bytes_per_token / rate + STORE_LATENCY_S
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol. Ranks send to ranks, so the side with fewer is the narrow one."""

@@ -1,8 +1,8 @@
 """One prompt on its way through a prefill worker.
 
 PLACING    waits for blocks
-LOADING    reads stored KV of its prefix
-COMPUTING  its chunks run; finished blocks are pushed meanwhile
+LOADING    asks what is stored of its prefix
+COMPUTING  its chunks run, and what is stored is loaded; finished blocks are pushed meanwhile
 PUSHING    the first token is known; the rest of the KV is on its way
 ENDED
 """
@@ -21,6 +21,7 @@ from eastwest.ports import SampleInput, StepRow
 from eastwest.stopping import StopRule
 from eastwest.types import FinishReason, SampledToken
 from kv_transfer.ledger import Owner
+from prefill_pool.loading import Loading
 from prefill_pool.scheduler import Chunk
 
 
@@ -56,6 +57,10 @@ class LocalReservations(Protocol):
     def holds(self, ticket: Ticket) -> bool:
         """Whether the reservation is still there; its blocks may be written only while it is."""
 
+    def lend(self, ticket: Ticket, writer: asyncio.Task[None]) -> None:
+        """`writer` may write to the reserved blocks: where the reservation ends first, it is
+        cancelled, and they stay until it is over."""
+
     def target(self, ticket: Ticket) -> Target:
         """Commits straight into the reservation: what was computed is already in place."""
 
@@ -65,7 +70,8 @@ class Job:
     """State of one prompt. `blocks` hold its KV and, unless `local`, belong to `owner`.
 
     given: what is computed: the client's prompt, and behind it the output of workers that are
-    lost, if there is any.
+    lost, if there is any. present_tokens: leading ones whose KV was there already. loader: runs
+    `loading`.
     """
 
     command: Prefill
@@ -82,11 +88,12 @@ class Job:
     state: JobState = JobState.PLACING
     blocks: Sequence[int] = ()
     present_tokens: int = 0
-    loaded_tokens: int = 0
     published: int = 0
     started_ns: int | None = None
     sampled_ns: int = 0
     ending: bool = False
+    loading: Loading | None = None
+    loader: asyncio.Task[None] | None = field(default=None, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property

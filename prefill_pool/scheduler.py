@@ -1,12 +1,15 @@
 """Forms prompt batches: which chunk of which prompt goes into the next engine step.
 
 Prompts are served in order of arrival. A step takes whole remainders as long as they fit its
-token budget and cuts the last one, so short prompts ride along with the end of a long one.
+token budget and cuts the last one, so short prompts ride along with the end of a long one. A
+prompt that waits for stored KV lets others pass.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from prefill_pool.two_ends import TwoEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,27 @@ class Chunk:
 
 @dataclass(slots=True)
 class _Prompt:
+    """ends: set until those have met."""
+
     total: int
     done: int
+    ends: TwoEnds | None = None
+
+    @property
+    def reach(self) -> int:
+        return self.total if self.ends is None else self.ends.reach(self.done)
+
+    @property
+    def expected(self) -> int:
+        """Tokens that are likely to be computed."""
+        if self.ends is None:
+            return self.total - self.done
+        return self.ends.expected(self.done) + self.total - self.ends.stop
+
+    def meet(self) -> None:
+        """Go on behind what is loaded, where nothing is missing before it."""
+        if self.ends is not None and self.ends.met(self.done):
+            self.done, self.ends = self.ends.stop, None
 
 
 class PromptScheduler:
@@ -31,26 +53,32 @@ class PromptScheduler:
         self._step_tokens = step_tokens
         self._prompts: dict[str, _Prompt] = {}
 
-    def add(self, job_id: str, total: int, done: int) -> None:
-        """A prompt of `total` tokens, the KV of the first `done` of which is present."""
+    def add(self, job_id: str, total: int, done: int, ends: TwoEnds | None = None) -> None:
+        """A prompt of `total` tokens, the KV of the first `done` of which is present. ends: of
+        those behind, which are loaded meanwhile."""
         assert 0 <= done < total
         assert job_id not in self._prompts
-        self._prompts[job_id] = _Prompt(total, done)
+        assert ends is None or (ends.start == done and ends.stop < total)
+        self._prompts[job_id] = _Prompt(total, done, ends)
 
     def remove(self, job_id: str) -> None:
         """Forget a prompt, finished or not. Idempotent."""
         self._prompts.pop(job_id, None)
 
     def plan(self) -> list[Chunk]:
-        """The chunks of the next step; planning changes nothing."""
+        """The chunks of the next step; until they have run, or others are planned, nothing is
+        loaded there. Else planning changes nothing."""
         budget = self._step_tokens
         chunks = []
         for job_id, prompt in self._prompts.items():
-            take = min(budget, prompt.total - prompt.done)
-            if take == 0:
+            if budget == 0:
                 break
-            chunks.append(Chunk(job_id, prompt.done, prompt.done + take))
-            budget -= take
+            stop = min(prompt.done + budget, prompt.reach)
+            if prompt.ends is not None:
+                prompt.ends.claimed = stop
+            if stop > prompt.done:
+                chunks.append(Chunk(job_id, prompt.done, stop))
+                budget -= stop - prompt.done
         return chunks
 
     def advance(self, chunk: Chunk) -> bool:
@@ -58,15 +86,25 @@ class PromptScheduler:
         prompt = self._prompts[chunk.job_id]
         assert prompt.done == chunk.start
         prompt.done = chunk.stop
+        prompt.meet()
         if prompt.done < prompt.total:
             return False
         del self._prompts[chunk.job_id]
         return True
 
+    def meet(self, job_id: str) -> None:
+        """More of a prompt is loaded, or nothing more is."""
+        if (prompt := self._prompts.get(job_id)) is not None:
+            prompt.meet()
+
+    def present(self, job_id: str) -> int:
+        """Leading tokens whose KV is there."""
+        return self._prompts[job_id].done
+
     @property
     def waiting_tokens(self) -> int:
-        """Prompt tokens not computed yet."""
-        return sum(p.total - p.done for p in self._prompts.values())
+        """Prompt tokens not computed yet, but for those that are thought to be loaded."""
+        return sum(prompt.expected for prompt in self._prompts.values())
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._prompts

@@ -1,4 +1,4 @@
-"""Carries prompts from command to committed transfer: blocks, stored prefix, chunks, push.
+"""Carries prompts from command to committed transfer: blocks, stored KV, chunks, push.
 
 Each job is one task that waits for what it needs; the chunks themselves run in the replica's
 step loop. Whatever ends a job, it gives back its blocks and its transfer, and reports a failure
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from eastwest.blocks import block_hashes, blocks_for, hash_seed, reusable_blocks
+from eastwest.blocks import BlockHash, block_hashes, blocks_for, hash_seed, reusable_blocks
 from eastwest.clock import Clock, ns
 from eastwest.config import KVConfig, PoolConfig
 from eastwest.errors import (
@@ -30,6 +30,7 @@ from eastwest.stopping import StopRule
 from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import Owner, OwnerKind
 from prefill_pool.job import Job, JobState, LocalReservations, Target
+from prefill_pool.loading import Loading, StoredKV
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.intake import Intake
@@ -81,10 +82,11 @@ class PrefillWorker:
         self._intake = Intake(
             kv=kv,
             holdings=holdings,
-            store=store,
+            store=None,
             lease_ns=ns(kv_config.lease_s),
             clock=clock,
         )
+        self._stored = None if store is None else StoredKV(store, kv, holdings, clock)
         self._planned: list[Chunk] = []
 
     # Commands.
@@ -148,10 +150,11 @@ class PrefillWorker:
 
     async def close(self) -> None:
         """End all jobs."""
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for job in self._jobs.values():
+        jobs = list(self._jobs.values())
+        for job in jobs:
             self._cancel(job)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(j.task for j in jobs if j.task), return_exceptions=True)
+        await asyncio.gather(*(j.loader for j in jobs if j.loader), return_exceptions=True)
 
     # One job.
 
@@ -199,30 +202,56 @@ class PrefillWorker:
                 await job.target.abort()
 
     async def _place(self, job: Job) -> Target:
-        """Give the job blocks, with as much of its prefix in them as can be had."""
+        """Give the job blocks, with as much of its prefix in them as is in memory, and begin to
+        load what is not."""
         ticket = job.command.ticket
         usable = reusable_blocks(len(job.given), self._kv.block_tokens)
+        hashes = job.hashes[:usable]
         if job.local:
             job.blocks, present = self._local.room_of(job.command)
-            job.present_tokens = min(usable, present) * self._kv.block_tokens
+            self._begin_loading(job, hashes, min(usable, present))
+            if job.loader is not None:
+                self._local.lend(ticket, job.loader)
             return self._local.target(ticket)
-        hashes, total = job.hashes[:usable], blocks_for(len(job.given), self._kv.block_tokens)
+        total = blocks_for(len(job.given), self._kv.block_tokens)
         taken = await self._intake.take(job.owner, job.router_id, hashes, total)
-        job.blocks, job.state = taken.blocks, JobState.LOADING
-        loaded = await self._intake.fill(taken, hashes)
-        job.published = taken.shared + loaded
-        job.loaded_tokens = loaded * self._kv.block_tokens
-        job.present_tokens = job.published * self._kv.block_tokens
+        job.blocks, job.published = taken.blocks, taken.shared
+        self._begin_loading(job, hashes, taken.shared)
         target = self._sender.begin(ticket, job.blocks, deadline_ns=job.deadline_ns)
         target.ready(job.present_tokens)
         return target
 
+    def _begin_loading(self, job: Job, hashes: Sequence[BlockHash], present: int) -> None:
+        job.state = JobState.LOADING
+        job.present_tokens = present * self._kv.block_tokens
+        meet = job.command.meet_tokens
+        if self._stored is None or max(present, meet // self._kv.block_tokens) >= len(hashes):
+            return
+        job.loading = Loading(
+            self._stored, hashes, job.blocks, present, meet, lambda: self._loaded(job)
+        )
+        job.loader = asyncio.create_task(
+            self._load(job, job.loading), name=f"load for {job.request_id}"
+        )
+
+    async def _load(self, job: Job, loading: Loading) -> None:
+        try:
+            await loading.run()
+        except Exception as error:  # noqa: BLE001 - the job ends with it
+            if not job.first_token.done():
+                job.first_token.set_exception(error)
+
     async def _compute(self, job: Job) -> None:
+        loading = job.loading
+        if loading is not None:
+            await loading.begun.wait()
         job.state = JobState.COMPUTING
-        self._scheduler.add(job.request_id, len(job.given), job.present_tokens)
-        self._loop.wake()
+        ends = None if loading is None else loading.ends
+        self._scheduler.add(job.request_id, len(job.given), job.present_tokens, ends)
+        self._loaded(job)
         token = await job.first_token
         assert job.started_ns is not None
+        loaded = 0 if loading is None else loading.tokens
         self._emit(
             job.router_id,
             Prefilled(
@@ -231,8 +260,9 @@ class PrefillWorker:
                 finish=job.finish(token),
                 queue_ns=job.started_ns - job.received_ns,
                 prefill_ns=job.sampled_ns - job.started_ns,
-                computed_tokens=len(job.given) - job.present_tokens,
-                loaded_tokens=job.loaded_tokens,
+                computed_tokens=len(job.given) - job.present_tokens - loaded,
+                loaded_tokens=loaded,
+                load_ns=0 if loading is None else loading.load_ns,
             ),
         )
 
@@ -252,10 +282,19 @@ class PrefillWorker:
         """The job's task is over, or was cancelled before it began."""
         job.state = JobState.ENDED
         self._scheduler.remove(job.request_id)
+        if job.loader is not None:
+            job.loader.cancel()
         if job.blocks and not job.local:
             self._holdings.retire(job.owner)
-            self._loop.after_step(lambda: self._holdings.release(job.owner))
+            if job.loader is None or job.loader.done():
+                self._release(job)
+            else:
+                job.loader.add_done_callback(lambda _: self._release(job))
         del self._jobs[job.request_id]
+
+    def _release(self, job: Job) -> None:
+        """Nothing is loaded any more."""
+        self._loop.after_step(lambda: self._holdings.release(job.owner))
 
     def _publish(self, job: Job, full: int) -> None:
         if job.local:
@@ -264,6 +303,22 @@ class PrefillWorker:
         fresh = slice(job.published, full)
         self._holdings.publish(job.blocks[fresh], job.hashes[fresh])
         job.published = max(job.published, full)
+
+    def _loaded(self, job: Job) -> None:
+        """More of it is loaded, or nothing more is."""
+        if job.request_id in self._scheduler:
+            before = self._scheduler.present(job.request_id)
+            self._scheduler.meet(job.request_id)
+            self._have_met(job, before)
+            self._loop.wake()
+
+    def _have_met(self, job: Job, before: int) -> None:
+        """The scheduler may have passed over what was loaded behind `before`."""
+        present = self._scheduler.present(job.request_id)
+        if present > before:
+            assert job.target is not None
+            self._publish(job, present // self._kv.block_tokens)
+            job.target.ready(present)
 
     def _report(self, job: Job, error: EastWestError) -> None:
         self._emit(job.router_id, Failed.of(job.request_id, error, _PHASES[job.state]))
@@ -297,8 +352,10 @@ class PrefillWorker:
             if chunk.job_id not in self._scheduler:
                 continue
             job = self._jobs[chunk.job_id]
-            self._scheduler.advance(chunk)
+            ended = self._scheduler.advance(chunk)
             self._publish(job, chunk.stop // self._kv.block_tokens)
+            if not ended:
+                self._have_met(job, chunk.stop)
             if token is not None:
                 job.sampled_ns = result.ended_ns
                 job.first_token.set_result(token)

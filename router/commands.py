@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from eastwest.clock import seconds
-from eastwest.messages import Prefill, Reserve, Ticket
+from eastwest.messages import Prefill, Reserve, Reserved
+from router.attempt import Attempt
 from router.placement import Placement
 from router.requests import Request
 
@@ -22,20 +23,22 @@ def reserve_command(
         source=placement.prefill.info.source(),
         timeout_s=seconds(request.deadline_ns - now_ns),
         output=output,
+        leave_stored=placement.leave_stored,
     )
 
 
 def prefill_command(
-    request: Request, ticket: Ticket, work_id: str, output: tuple[int, ...], now_ns: int
+    request: Request, reserved: Reserved, attempt: Attempt, output: tuple[int, ...], now_ns: int
 ) -> Prefill:
     """The KV of all that is given, and the next token."""
     return Prefill(
-        request_id=work_id,
+        request_id=attempt.work_id,
         salt=request.salt,
         prompt=request.prompt,
         sampling=request.sampling,
         max_tokens=request.max_tokens,
-        ticket=ticket,
+        ticket=reserved.ticket,
         timeout_s=seconds(request.deadline_ns - now_ns),
         output=output,
+        meet_tokens=attempt.placement.meet_tokens,
     )

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 from eastwest.ports import ServingCosts
 from eastwest.types import Role
 from router.fleet import Worker
+from router.loading import weigh
 from router.placement import Candidate, Known, Placement, has_room, takes_prompt
 from router.requests import Request
 
@@ -173,14 +174,15 @@ class _View:
 
     def _first_token_of(self, worker: Worker) -> _FirstToken:
         given, info, costs = self._given, worker.info, self._costs
-        there = min(self._known.reusable_tokens(worker), given - 1)
+        cached, stored = self._known.cached_tokens(worker), self._known.stored_tokens(worker)
         queue_s = costs.prompt_s(info, worker.waiting_tokens, 0)
-        prefill_s = costs.prompt_s(info, given - there, there)
+        way = weigh(costs, info, given, cached, stored, queue_s)
+        there, prefill_s = way.present_tokens, way.compute_s
         if sequences := worker.decoding_sequences:
             # Every chunk shares its step with the running batch.
             chunks = -(-(given - there + worker.waiting_tokens) // info.step_tokens)
             prefill_s += chunks * costs.step_s(info, sequences, worker.context_tokens)
-        return _FirstToken(there, queue_s, prefill_s)
+        return _FirstToken(there, way.wait_s, prefill_s)
 
     def _steps(self, worker: Worker) -> _Steps:
         if (found := self._decode.get(worker)) is None:
@@ -194,8 +196,8 @@ class _View:
 
 
 class _FirstToken(NamedTuple):
-    """there: tokens whose KV is at the worker. queue_s: what others take first; prefill_s: what is
-    left of the prompt."""
+    """there: tokens whose KV is at the worker, or is loaded. queue_s: what others and loading take
+    first; prefill_s: what is left of the prompt."""
 
     there: int
     queue_s: float

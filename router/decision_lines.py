@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from eastwest.config import Policy
+from eastwest.layout import DTYPE_BYTES
 from eastwest.messages import WorkerInfo
 from eastwest.types import Slo
 from router.decision_log import (
@@ -38,7 +39,7 @@ _Finite = Annotated[float, Field(ge=0, le=1e18)]
 _Factor = Annotated[float, Field(gt=0, le=1e18)]
 _Numbers = tuple[_Whole, ...]
 # What is seen of a worker by itself: numbers, last report, pace.
-_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor]]
+_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor, _Factor]]
 
 _INFO = TypeAdapter(WorkerInfo)
 _SLO_FIELDS = tuple(f.name for f in fields(Slo))
@@ -211,6 +212,9 @@ class Decoder:
         sizes = (info.block_tokens, info.num_blocks, info.running_max, info.step_tokens)
         if not all(0 < size <= 1 << 53 for size in sizes):
             raise ValueError(f"worker {line.number} has sizes {sizes}; allowed: above 0")
+        if (dtype := info.model.kv.dtype) not in DTYPE_BYTES:
+            allowed = ", ".join(DTYPE_BYTES)
+            raise ValueError(f"worker {line.number} has KV of {dtype!r}; allowed: {allowed}")
         self._subjects.append(Subject(info, line.costs))
         self._told.append(None)
 

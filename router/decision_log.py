@@ -46,14 +46,14 @@ class Subject:
 
 class Sight(NamedTuple):
     """A worker as it was seen. numbers: `WORKER_NUMBERS`. load: `LOAD_NUMBERS`, None before its
-    first report. known: tokens of the prompt that it has, and that it has or can load. pace: how
-    its prompts and its steps were corrected."""
+    first report. known: leading tokens of the prompt that it has, and that are stored for it. pace:
+    `Pace.factors`."""
 
     subject: Subject
     numbers: tuple[int, ...]
     load: tuple[int, ...] | None
     known: tuple[int, int]
-    pace: tuple[float, float]
+    pace: tuple[float, float, float]
 
 
 class Choice(NamedTuple):
@@ -187,7 +187,7 @@ class DecisionLog:
             subject,
             _numbers_of(worker),
             None if load is None else _load_of(load),
-            (known.cached_tokens(worker), known.reusable_tokens(worker)),
+            (known.cached_tokens(worker), known.stored_tokens(worker)),
             self._pace.factors(info),
         )
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from eastwest.blocks import sequence_blocks
 from eastwest.errors import InvalidArgument, NotFound, Unavailable
-from eastwest.messages import Abort, Command, Liveness, Load, WorkerInfo
-from eastwest.types import Role
+from eastwest.messages import Abort, Command, Load, WorkerInfo
+from eastwest.types import Liveness, Role
 from router.requests import Action, Request, Send
 
 

@@ -210,11 +210,14 @@ class KnownPrefixes:
         own, _ = self._view.holders_of(worker)
         return self._leading(worker).get(own, 0) * worker.info.block_tokens
 
+    def stored_tokens(self, worker: Worker) -> int:
+        """See the protocol."""
+        _, store = self._view.holders_of(worker)
+        return self._leading(worker).get(store, 0) * worker.info.block_tokens
+
     def reusable_tokens(self, worker: Worker) -> int:
         """See the protocol."""
-        found = self._leading(worker)
-        blocks = max(found.get(holder, 0) for holder in self._view.holders_of(worker))
-        return blocks * worker.info.block_tokens
+        return max(self.cached_tokens(worker), self.stored_tokens(worker))
 
     def _leading(self, worker: Worker) -> dict[Holder, int]:
         key = (worker.kind, worker.info.block_tokens)

@@ -151,7 +151,7 @@ class Lifecycle:
         if not attempt.resumed:
             self.marks.reserved_ns = now_ns
         output = self._output()
-        command = prefill_command(request, event.ticket, attempt.work_id, output, now_ns)
+        command = prefill_command(request, event, attempt, output, now_ns)
         out.append(attempt.prefill.send(command))
 
     def prefilled(self, worker: Worker, event: Prefilled, now_ns: int, out: list[Action]) -> None:
@@ -185,13 +185,16 @@ class Lifecycle:
         """The first token of all."""
         reserved = self._tried().reserved
         assert reserved is not None
+        prompt_tokens = len(self.request.prompt)
+        here = reserved.cached_tokens + reserved.loaded_tokens
+        uncomputed = prompt_tokens - event.computed_tokens
         self.marks.prefill_queue_ns = event.queue_ns
         self.marks.first_token_ns = now_ns
         self._usage = Usage(
-            prompt_tokens=len(self.request.prompt),
+            prompt_tokens=prompt_tokens,
             completion_tokens=0,
-            cached_tokens=reserved.cached_tokens + reserved.loaded_tokens,
-            loaded_tokens=reserved.loaded_tokens,
+            cached_tokens=max(here, min(here + event.loaded_tokens, uncomputed)),
+            loaded_tokens=max(reserved.loaded_tokens, event.loaded_tokens),
             computed_tokens=event.computed_tokens,
         )
 

@@ -53,6 +53,10 @@ class Correction:
         self.measured_s = self.measured_s * kept + measured_s
         self.predicted_s = self.predicted_s * kept + predicted_s
 
+    def doubt(self) -> None:
+        """What was measured counts less, and the prediction more."""
+        self.measured_s = _KEPT * self.measured_s + (1 - _KEPT) * self.predicted_s
+
 
 @dataclass(slots=True)
 class _Paces:
@@ -60,6 +64,7 @@ class _Paces:
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)
+    load: Correction = field(default_factory=Correction)
     stepped_ns: int | None = None
 
 
@@ -83,14 +88,18 @@ class Pace:
         predicted = self._costs.step_s(worker, sequences, context_tokens)
         return predicted * self._of(worker).step.factor
 
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol."""
+        return self._costs.load_s(worker, tokens) * self._of(worker).load.factor
+
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
         return self._costs.transfer_s(source, target, tokens)
 
-    def factors(self, worker: WorkerInfo) -> tuple[float, float]:
-        """Measured over predicted: of prompts, and of decode steps."""
+    def factors(self, worker: WorkerInfo) -> tuple[float, float, float]:
+        """Measured over predicted: of prompts, of decode steps, and of loading stored KV."""
         paces = self._of(worker)
-        return paces.prompt.factor, paces.step.factor
+        return paces.prompt.factor, paces.step.factor, paces.load.factor
 
     def described(self, worker: WorkerInfo) -> Mapping[str, Any] | None:
         """What the costs themselves can be made of again, where they say."""
@@ -99,10 +108,23 @@ class Pace:
     # Measurements.
 
     def prefilled(self, attempt: Attempt, event: Prefilled) -> None:
-        """A prompt is computed."""
+        """A prompt is computed. Where stored KV was not loaded, for that was thought to be slow, it
+        is less sure that it still is; or nobody would ever find out."""
         info, computed = attempt.prefill.info, event.computed_tokens
+        meet = attempt.placement.meet_tokens
+        self.loaded(attempt.prefill, event.loaded_tokens, event.load_ns)
+        if meet >= attempt.given_tokens:
+            self._of(info).load.doubt()
+        elif meet and event.loaded_tokens:
+            return  # it was waited for what was loaded meanwhile
         predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
         self._of(info).prompt.learn(seconds(event.prefill_ns), predicted)
+
+    def loaded(self, worker: Worker, tokens: int, load_ns: int) -> None:
+        """Stored KV was read. Looking in vain says nothing of how long it takes."""
+        if tokens:
+            predicted = self._costs.load_s(worker.info, tokens)
+            self._of(worker.info).load.learn(seconds(load_ns), predicted)
 
     def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
         """A decode step is over. Called for every one: only steps that follow each other without
@@ -122,9 +144,11 @@ class Pace:
         """An answer is complete."""
         self.usual_output += _OUTPUT_SMOOTHING * (output_tokens - self.usual_output)
 
-    def recall(self, worker: WorkerInfo, prompt: float, step: float) -> None:
+    def recall(self, worker: WorkerInfo, prompt: float, step: float, load: float) -> None:
         """Go by these `factors`, which were found before."""
-        self._paces[worker.worker_id] = _Paces(Correction(prompt, 1.0), Correction(step, 1.0))
+        self._paces[worker.worker_id] = _Paces(
+            Correction(prompt, 1.0), Correction(step, 1.0), Correction(load, 1.0)
+        )
 
     def forget(self, worker: Worker) -> None:
         """The worker has left; another incarnation may be of another make."""
@@ -145,6 +169,7 @@ class NominalCosts:
     STEP_S = 2e-2
     SEQUENCE_S = 5e-4
     BYTES_PER_S = 1e9
+    LOOKUP_S = 1e-3
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
         """See the protocol: as many steps as it needs, and the tokens."""
@@ -156,6 +181,10 @@ class NominalCosts:
     def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
         """See the protocol: a step, and the sequences."""
         return self.STEP_S + sequences * self.SEQUENCE_S if sequences else 0.0
+
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol: a look-up, and bytes at a fixed rate."""
+        return self.LOOKUP_S + tokens * worker.model.kv.bytes_per_token / self.BYTES_PER_S
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol: bytes at a fixed rate."""

@@ -53,7 +53,8 @@ class Placement:
     """Who serves a request; one and the same worker where nothing is to move.
 
     blocks: KV blocks to be reserved on the decode worker. prefill_known_tokens,
-    decode_known_tokens: prompt tokens whose KV each is thought to have, or to find in the store.
+    decode_known_tokens: prompt tokens whose KV each is thought to have, or to load from the store.
+    meet_tokens, leave_stored: how it is loaded, see `Prefill` and `Reserve`.
     considered: what was predicted of it and of other pairs, best first, where the policy predicts.
     weighed: those that were drawn, where the policy does not look at all.
     """
@@ -63,6 +64,8 @@ class Placement:
     blocks: int
     prefill_known_tokens: int = 0
     decode_known_tokens: int = 0
+    meet_tokens: int = 0
+    leave_stored: bool = True
     considered: tuple[Candidate, ...] = ()
     weighed: tuple[Worker, ...] = ()
 
@@ -78,6 +81,9 @@ class Known(Protocol):
 
     def cached_tokens(self, worker: Worker) -> int:
         """Leading prompt tokens whose KV is in the worker's memory."""
+
+    def stored_tokens(self, worker: Worker) -> int:
+        """Leading prompt tokens whose KV the worker can load from the store."""
 
     def reusable_tokens(self, worker: Worker) -> int:
         """Leading prompt tokens whose KV the worker has or can load from the store."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import eastwest
-from eastwest.messages import PROTOCOL_VERSION, Liveness, ModelInfo
+from eastwest.messages import PROTOCOL_VERSION, ModelInfo
+from eastwest.types import Liveness
 from eastwest.v1 import inference_pb2 as inference
 from router.fleet import WorkerView
 from router.links import WorkerLink

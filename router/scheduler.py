@@ -66,7 +66,7 @@ class Scheduler:
         log = DecisionLog(write, self._pace) if write else None
         self.decisions = Decisions(config.policy, config.explain_max, log)
         policy = policy or policy_of(config, self._pace)
-        self._placer = Placer(policy, self._fleet, self._kv, self.decisions)
+        self._placer = Placer(policy, self._fleet, self._kv, self.decisions, self._pace)
         self._queue = FairQueue()
         by_slo = config.refuse_beyond == "slo"
         self._admission = Admission(config.queue_max, self._queue, by_slo=by_slo)
@@ -274,6 +274,7 @@ class Scheduler:
             life.reserved(worker, event, now_ns, out)
             if state is State.RESERVING and life.state is State.PREFILLING:
                 self._kv.reserved(attempt, event)
+                self._pace.loaded(worker, event.loaded_tokens, event.load_ns)
         elif isinstance(event, Prefilled):
             life.prefilled(worker, event, now_ns, out)
             if state is State.PREFILLING and life.state is not state:

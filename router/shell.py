@@ -15,8 +15,9 @@ from eastwest.clock import Clock, seconds
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase, Unavailable
 from eastwest.explanation import Explanation
-from eastwest.messages import Drained, Event, Liveness, Load, ModelInfo, WorkerInfo
+from eastwest.messages import Drained, Event, Load, ModelInfo, WorkerInfo
 from eastwest.ports import ServingCosts
+from eastwest.types import Liveness
 from router.decision_log import Write
 from router.drains import DrainView
 from router.explaining import explain

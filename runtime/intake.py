@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from eastwest.blocks import BlockHash
 from eastwest.clock import Clock
@@ -16,6 +17,13 @@ from eastwest.ports import BlockStore, ReplicaKV
 from kv_transfer.ledger import Owner
 from runtime.holdings import Holdings, Taken
 from runtime.stored_prefix import load_stored
+
+
+class Filled(NamedTuple):
+    """So many blocks were loaded, which took so long; 0 where nothing was asked for."""
+
+    blocks: int
+    load_ns: int
 
 
 class Intake:
@@ -67,14 +75,16 @@ class Intake:
                     if self._make_room is None or not await self._make_room():
                         await self._holdings.wait_change()
 
-    async def fill(self, taken: Taken, hashes: Sequence[BlockHash]) -> int:
-        """Read what is stored of `hashes` into the blocks behind the shared ones; how many.
+    async def fill(self, taken: Taken, hashes: Sequence[BlockHash]) -> Filled:
+        """Read what is stored of `hashes` into the blocks behind the shared ones.
 
         However it ends, nothing touches the blocks afterwards.
         """
         missing, blocks = hashes[taken.shared :], taken.blocks[taken.shared : len(hashes)]
+        asked_ns = self._clock.now_ns()
         loaded, ended = await load_stored(self._store, self._kv, missing, blocks)
         self._holdings.publish(blocks[:loaded], missing[:loaded])
         absent = missing[loaded : loaded + 1] if ended else ()
         self._holdings.note_stored(missing[:loaded], absent)
-        return loaded
+        asked = self._store is not None and bool(missing)
+        return Filled(loaded, self._clock.now_ns() - asked_ns if asked else 0)

@@ -235,6 +235,10 @@ class _LoggedCosts:
         """See the protocol."""
         return self._of(worker).step_s(worker, sequences, context_tokens)
 
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        """See the protocol."""
+        return self._of(worker).load_s(worker, tokens)
+
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
         return self._of(source).transfer_s(source, target, tokens)
@@ -262,8 +266,11 @@ class _LoggedKnown:
     def cached_tokens(self, worker: Worker) -> int:
         return self.tokens[worker][0]
 
-    def reusable_tokens(self, worker: Worker) -> int:
+    def stored_tokens(self, worker: Worker) -> int:
         return self.tokens[worker][1]
+
+    def reusable_tokens(self, worker: Worker) -> int:
+        return max(self.tokens[worker])
 
 
 def _request(asked: Asked) -> Request:

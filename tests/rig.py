@@ -19,10 +19,9 @@ from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.layout import KVSpec
-from eastwest.messages import Liveness
-from eastwest.ports import BlockStore, Engine
+from eastwest.ports import BlockStore, Engine, ServingCosts
 from eastwest.testing.engine import SPEC, SimulatedEngine, simulated_group
-from eastwest.types import Role
+from eastwest.types import Liveness, Role
 from kv_store.sessions import SessionStore
 from kv_transfer.push import FrameTap, pass_through
 from router.server import Router
@@ -158,11 +157,12 @@ async def a_rig(
     tap: FrameTap = pass_through,
     make_engines: Callable[[Role], Sequence[Engine]] | None = None,
     spec: KVSpec = SPEC,
+    costs: ServingCosts | None = None,
 ) -> AsyncIterator[Rig]:
     """`model_dir` holds the tokenizer; `make_engines` replaces the simulated ranks of a replica,
-    whose KV is of `spec`."""
+    whose KV is of `spec`. costs: what the router goes by."""
     config = config or a_config()
-    router = Router(config, model_dir, sessions, SystemClock(), random.Random(7))
+    router = Router(config, model_dir, sessions, SystemClock(), random.Random(7), costs)
     address = await router.start()
     client = AsyncClient(address, timeout_s=WAIT_S)
     rig = Rig(config, router, client, address, store, tap, spec)

@@ -52,7 +52,7 @@ class Command(_message.Message):
     def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
-    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output")
+    __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output", "leave_stored")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class Reserve(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_STORED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     session_id: str
@@ -71,7 +72,8 @@ class Reserve(_message.Message):
     timeout_s: float
     source: KvSource
     output: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
+    leave_stored: bool
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., leave_stored: _Optional[bool] = ...) -> None: ...
 
 class KvSource(_message.Message):
     __slots__ = ("worker_id", "epoch", "fingerprint", "layout", "kv", "block_tokens", "host", "transports", "protocol_version")
@@ -96,7 +98,7 @@ class KvSource(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., block_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class Prefill(_message.Message):
-    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s", "output")
+    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s", "output", "meet_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +107,7 @@ class Prefill(_message.Message):
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MEET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -113,7 +116,8 @@ class Prefill(_message.Message):
     ticket: Ticket
     timeout_s: float
     output: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
+    meet_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ..., output: _Optional[_Iterable[int]] = ..., meet_tokens: _Optional[int] = ...) -> None: ...
 
 class AbortWork(_message.Message):
     __slots__ = ("request_id",)
@@ -300,16 +304,18 @@ class Event(_message.Message):
     def __init__(self, reserved: _Optional[_Union[Reserved, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv: _Optional[_Union[KvEvents, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ...) -> None: ...
 
 class Reserved(_message.Message):
-    __slots__ = ("request_id", "ticket", "cached_tokens", "loaded_tokens")
+    __slots__ = ("request_id", "ticket", "cached_tokens", "loaded_tokens", "load_ns")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOADED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     ticket: Ticket
     cached_tokens: int
     loaded_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ...) -> None: ...
+    load_ns: int
+    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ..., load_ns: _Optional[int] = ...) -> None: ...
 
 class SampledToken(_message.Message):
     __slots__ = ("token", "logprob", "top")
@@ -322,7 +328,7 @@ class SampledToken(_message.Message):
     def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[_inference_pb2.TopLogprob, _Mapping]]] = ...) -> None: ...
 
 class Prefilled(_message.Message):
-    __slots__ = ("request_id", "token", "finish", "queue_ns", "prefill_ns", "computed_tokens", "loaded_tokens")
+    __slots__ = ("request_id", "token", "finish", "queue_ns", "prefill_ns", "computed_tokens", "loaded_tokens", "load_ns")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +336,7 @@ class Prefilled(_message.Message):
     PREFILL_NS_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOADED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token: SampledToken
     finish: _inference_pb2.FinishReason
@@ -337,7 +344,8 @@ class Prefilled(_message.Message):
     prefill_ns: int
     computed_tokens: int
     loaded_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., token: _Optional[_Union[SampledToken, _Mapping]] = ..., finish: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ...) -> None: ...
+    load_ns: int
+    def __init__(self, request_id: _Optional[str] = ..., token: _Optional[_Union[SampledToken, _Mapping]] = ..., finish: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., loaded_tokens: _Optional[int] = ..., load_ns: _Optional[int] = ...) -> None: ...
 
 class Stepped(_message.Message):
     __slots__ = ("outputs", "plain_ids", "plain_tokens", "plain_counts")

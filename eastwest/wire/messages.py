@@ -44,6 +44,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     source=source_to_wire(command.source),
                     timeout_s=command.timeout_s,
                     output=command.output,
+                    leave_stored=command.leave_stored,
                 )
             )
         case m.Prefill():
@@ -57,6 +58,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     ticket=ticket_to_wire(command.ticket),
                     timeout_s=command.timeout_s,
                     output=command.output,
+                    meet_tokens=command.meet_tokens,
                 )
             )
         case m.Abort():
@@ -87,9 +89,11 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 source_from_wire(reserve.source),
                 reserve.timeout_s,
                 tuple(reserve.output),
+                reserve.leave_stored,
             )
         case "prefill":
             prefill = wire.prefill
+            check_numbers("prefill", TOKENS_MAX, prefill.meet_tokens)
             return m.Prefill(
                 prefill.request_id,
                 prefill.salt,
@@ -99,6 +103,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 ticket_from_wire(prefill.ticket),
                 prefill.timeout_s,
                 tuple(prefill.output),
+                prefill.meet_tokens,
             )
         case "abort":
             return m.Abort(wire.abort.request_id)
@@ -137,6 +142,7 @@ def event_to_wire(event: m.Event) -> worker.Event:
                     ticket=ticket_to_wire(event.ticket),
                     cached_tokens=event.cached_tokens,
                     loaded_tokens=event.loaded_tokens,
+                    load_ns=event.load_ns,
                 )
             )
         case m.Prefilled():
@@ -149,6 +155,7 @@ def event_to_wire(event: m.Event) -> worker.Event:
                     prefill_ns=event.prefill_ns,
                     computed_tokens=event.computed_tokens,
                     loaded_tokens=event.loaded_tokens,
+                    load_ns=event.load_ns,
                 )
             )
         case m.Stepped():
@@ -195,18 +202,21 @@ def event_from_wire(wire: worker.Event) -> m.Event:
         case "reserved":
             reserved = wire.reserved
             check_numbers("reserved", TOKENS_MAX, reserved.cached_tokens, reserved.loaded_tokens)
+            check_numbers("reserved", NUMBER_MAX, reserved.load_ns)
             return m.Reserved(
                 reserved.request_id,
                 ticket_from_wire(reserved.ticket),
                 reserved.cached_tokens,
                 reserved.loaded_tokens,
+                reserved.load_ns,
             )
         case "prefilled":
             prefilled = wire.prefilled
             check_numbers(
                 "prefilled", TOKENS_MAX, prefilled.computed_tokens, prefilled.loaded_tokens
             )
-            check_numbers("prefilled", NUMBER_MAX, prefilled.queue_ns, prefilled.prefill_ns)
+            times = prefilled.queue_ns, prefilled.prefill_ns, prefilled.load_ns
+            check_numbers("prefilled", NUMBER_MAX, *times)
             return m.Prefilled(
                 prefilled.request_id,
                 token_from_wire(prefilled.token),
@@ -215,6 +225,7 @@ def event_from_wire(wire: worker.Event) -> m.Event:
                 prefilled.prefill_ns,
                 prefilled.computed_tokens,
                 prefilled.loaded_tokens,
+                prefilled.load_ns,
             )
         case "stepped":
             return stepped_from_wire(wire.stepped)

@@ -15,10 +15,9 @@ from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import InvalidArgument, NotFound, Unavailable
-from eastwest.messages import Liveness
 from eastwest.operator_client import DrainReport, OperatorClient
 from eastwest.testing.engine import expected_output
-from eastwest.types import Role, SamplingParams
+from eastwest.types import Liveness, Role, SamplingParams
 from eastwest.v1.cluster_pb2 import DrainRequest
 from kv_store.embedded import EmbeddedValkey
 from router.server import Router
@@ -206,6 +205,9 @@ async def test_sessions_go_to_the_store_and_on_from_there(
         report = await drained(rig, "decode-0")
         assert (report.sessions_stored, report.sessions_dropped) == (3, 0)
         await rig.start("decode-1", Role.DECODE)
+        await rig.start("prefill-1", Role.PREFILL)
+        await rig.until_up("prefill-1")
+        await rig.stop("prefill-0")
         for i, (prompt, first) in enumerate(zip(prompts, firsts, strict=True)):
             more = a_prompt(9, seed=10 + i)
             second = await rig.client.generate(

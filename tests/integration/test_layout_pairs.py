@@ -78,12 +78,12 @@ async def test_a_session_that_one_layout_spilled_resumes_on_another(tiny_model_d
         first = await rig.client.generate(prompt, temperature=0.0, max_tokens=9, session="s")
         await rig.until(lambda: rig.replicas["decode-0"].load().sessions_spilled == 1)
         ranks = simulated_group(ParallelLayout(tp=4, pp=2), 128, 8, MANY)
-        await rig.start("decode-1", Role.DECODE, ranks)
-        await rig.until_up("decode-1")
-        await rig.router.remove_worker("decode-0")
+        await rig.start("prefill-1", Role.PREFILL, ranks)
+        await rig.until_up("prefill-1")
+        await rig.router.remove_worker("prefill-0")
         turn = [*prompt, *first.token_ids, 7, 8, 9]
         second = await rig.client.generate(turn, temperature=0.0, max_tokens=5)
-        assert second.decode_worker == "decode-1"
+        assert second.prefill_worker == "prefill-1"
         assert second.usage.loaded_tokens == 48
         assert list(second.token_ids) == expected_output(turn, 5, spec=MANY)
 
@@ -222,14 +222,14 @@ async def test_a_session_resumes_on_another_layout_with_the_tokens_of_transforme
         prompt = a_prompt(40)
         first = await rig.client.generate(prompt, sampling=sampling, session="s")
         await rig.until(lambda: rig.replicas["decode-0"].load().sessions_spilled == 1)
-        other = layouts({}, resuming)
+        other = layouts(resuming, {})
         await rig.start(
-            "decode-1", Role.DECODE, load_ranks(directory, model, other.decode, other.kv)
+            "prefill-1", Role.PREFILL, load_ranks(directory, model, other.prefill, other.kv)
         )
-        await rig.until_up("decode-1")
-        await rig.router.remove_worker("decode-0")
+        await rig.until_up("prefill-1")
+        await rig.router.remove_worker("prefill-0")
         turn = [*prompt, *first.token_ids, 7, 8, 9]
         second = await rig.client.generate(turn, sampling=sampling)
-        assert second.decode_worker == "decode-1"
+        assert second.prefill_worker == "prefill-1"
         assert second.usage.loaded_tokens == 48
         assert list(second.token_ids) == greedy(directory, turn)

@@ -259,6 +259,9 @@ async def test_a_conversation_goes_on_where_its_last_turn_was_moved(
         await rig.start("decode-2", Role.DECODE)
         await rig.until_up("decode-2")
         await rig.stop("decode-1")
+        await rig.start("prefill-1", Role.PREFILL)
+        await rig.until_up("prefill-1")
+        await rig.stop("prefill-0")
         second = await rig.client.generate(more, session="s", must_exist=True, sampling=GREEDY)
         whole = [*prompt, *first, *more]
         assert list(second.token_ids) == expected_output(whole, COUNT)

@@ -18,7 +18,7 @@ from eastwest.testing.engine import expected_output
 from eastwest.types import Role
 from kv_store.embedded import EmbeddedValkey
 from tests.integration.test_serving import a_prompt
-from tests.integration.test_sessions import a_stored_rig
+from tests.integration.test_sessions import a_stored_rig, replace_workers
 from tests.rig import WAIT_S, Rig, a_config, a_rig
 
 PREFIX = {"policy": "prefix"}
@@ -122,12 +122,10 @@ async def test_what_is_in_the_store_is_predicted_for_any_worker(tiny_model_dir: 
         prompt, more = a_prompt(60), a_prompt(21, seed=3)
         await rig.client.generate(prompt, session="s", temperature=0.0, max_tokens=12)
         await until(rig, lambda loads: any(w.sessions_spilled for w in loads.workers))
-        await rig.start("decode-1", Role.DECODE)
-        await rig.stop("decode-0")
-        await rig.until_up("decode-1")
-        before = (await index_of(rig)).decode
+        await replace_workers(rig)
+        before = (await index_of(rig)).prefill
         second = await rig.client.generate(more, session="s", temperature=0.0, max_tokens=12)
-        after = (await index_of(rig)).decode
+        after = (await index_of(rig)).prefill
         assert second.usage.loaded_tokens == 64
         assert after.found_tokens - before.found_tokens == 64
         assert after.predicted_tokens - before.predicted_tokens == 64

@@ -17,8 +17,8 @@ from eastwest import AsyncClient, Client
 from eastwest.clock import SystemClock
 from eastwest.errors import ConfigError, ErrorCode, InvalidArgument, ModelError, Phase, Unavailable
 from eastwest.layout import ParallelLayout
-from eastwest.messages import Abort, Liveness, Prefill, Reserve
-from eastwest.types import Role
+from eastwest.messages import Abort, Prefill, Reserve
+from eastwest.types import Liveness, Role
 from router.server import Router
 from tests.byte_tokenizer import write_tokenizer
 from tests.integration.deployment import Deployment, a_config, a_deployment, says, served_model

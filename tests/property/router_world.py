@@ -26,7 +26,6 @@ from eastwest.errors import (
 from eastwest.messages import (
     Event,
     Failed,
-    Liveness,
     Prefill,
     Reserve,
     Stepped,
@@ -36,7 +35,7 @@ from eastwest.messages import (
 from eastwest.testing.builders import a_worker
 from eastwest.testing.checkers import ExactlyOnce, Reservations, check_timing
 from eastwest.testing.simulated import Agenda, Faults, SimulatedWorker, simulated_output
-from eastwest.types import Role, SampledToken, SamplingParams
+from eastwest.types import Liveness, Role, SampledToken, SamplingParams
 from router.requests import Action, Deliver, End, Outcome, Request, Send
 from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +38,7 @@ class Question:
     workers: list[Worker] | None
     request: Request
     known: SomeKnown
-    factors: tuple[float, float]
+    factors: tuple[float, float, float]
     usual_output: float
 
 
@@ -48,12 +49,18 @@ QUESTIONS = st.lists(
         st.none() | fleets(),
         REQUESTS,
         KNOWN,
-        st.tuples(FACTORS, FACTORS),
+        st.tuples(FACTORS, FACTORS, FACTORS),
         st.floats(1, 500),
     ),
     min_size=1,
     max_size=6,
 )
+
+
+PLAIN = attrgetter(
+    "request", "at_ns", "waited_ns", "prompt_tokens", "output_tokens", "max_tokens", "slo",
+    "waiting", "usual_output", "placed",
+)  # fmt: skip
 
 
 def recorded(name: str, questions: list[Question]) -> tuple[Header, list[Entry]]:
@@ -110,4 +117,4 @@ def plain(entry: object) -> object:
     if isinstance(entry, Ended):
         return entry
     seen = [(s.subject.info, s.subject.costs, *s[1:]) for s in entry.seen]
-    return seen, [getattr(entry, name) for name in Asked.__slots__ if name != "seen"]
+    return seen, PLAIN(entry)

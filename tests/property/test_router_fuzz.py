@@ -32,7 +32,6 @@ from eastwest.messages import (
     Event,
     Failed,
     KvEvents,
-    Liveness,
     Prefill,
     Prefilled,
     Reserve,
@@ -42,7 +41,7 @@ from eastwest.messages import (
     TierBlocks,
 )
 from eastwest.testing.builders import a_load, a_ticket, a_worker, some_tokens
-from eastwest.types import FinishReason, Role, Tier
+from eastwest.types import FinishReason, Liveness, Role, Tier
 from router.requests import Action, Deliver, End, Outcome, Send
 from router.scheduler import Scheduler
 from tests.unit.router.builders import a_request

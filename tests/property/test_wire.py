@@ -92,8 +92,8 @@ TICKET = st.builds(
 )  # fmt: skip
 SOURCE = st.builds(KvSource, TEXT, NS, TEXT, LAYOUT, KV, SIZE, TEXT, TRANSPORTS, COUNT)
 COMMANDS = st.one_of(
-    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, SOURCE, FLOAT, IDS),
-    st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT, IDS),
+    st.builds(Reserve, TEXT, TEXT, TEXT, IDS, SAMPLING, COUNT, SOURCE, FLOAT, IDS, st.booleans()),
+    st.builds(Prefill, TEXT, TEXT, IDS, SAMPLING, COUNT, TICKET, FLOAT, IDS, TOKENS),
     st.builds(Abort, TEXT),
     st.just(Heartbeat()),
     st.just(ResyncKv()),
@@ -117,8 +117,8 @@ TIER = st.sampled_from(Tier)
 HASHES = st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES), max_size=3).map(tuple)
 BLOCKS = st.lists(st.builds(TierBlocks, TIER, HASHES), max_size=3).map(tuple)
 EVENTS = st.one_of(
-    st.builds(Reserved, TEXT, TICKET, TOKENS, TOKENS),
-    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, TOKENS, TOKENS),
+    st.builds(Reserved, TEXT, TICKET, TOKENS, TOKENS, NS),
+    st.builds(Prefilled, TEXT, TOKEN, FINISH, NS, NS, TOKENS, TOKENS, NS),
     STEPPED,
     st.builds(Failed, TEXT, st.sampled_from(ErrorCode), TEXT, st.sampled_from(Phase)),
     st.builds(

@@ -13,16 +13,20 @@ from router.requests import Request
 
 @dataclass(frozen=True, slots=True)
 class SomeKnown:
-    """Implements `Known`: cached tokens by worker id, none for others, and nothing stored."""
+    """Implements `Known`: cached tokens by worker id, none for others; stored ones for all."""
 
     cached: Mapping[str, int] = field(default_factory=dict)
     waiting: int = 1
+    stored: int = 0
 
     def cached_tokens(self, worker: Worker) -> int:
         return self.cached.get(worker.worker_id, 0)
 
+    def stored_tokens(self, worker: Worker) -> int:
+        return self.stored
+
     def reusable_tokens(self, worker: Worker) -> int:
-        return self.cached_tokens(worker)
+        return max(self.cached_tokens(worker), self.stored)
 
 
 def a_request(

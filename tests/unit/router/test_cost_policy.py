@@ -17,12 +17,14 @@ from tests.unit.router.builders import SomeKnown, a_request
 
 @dataclass
 class SomeCosts:
-    """Seconds of a prompt token, of a step with so many sequences, and of a token that moves."""
+    """Seconds of a prompt token, of a step with so many sequences, and of a token that moves or is
+    loaded."""
 
     token_s: float = 1e-3
     base_s: float = 1e-2
     sequence_s: float = 0.0
     moving_s: float = 0.0
+    loading_s: float = 0.0
     usual_output: float = 10.0
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
@@ -30,6 +32,9 @@ class SomeCosts:
 
     def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
         return self.base_s + sequences * self.sequence_s if sequences else 0.0
+
+    def load_s(self, worker: WorkerInfo, tokens: int) -> float:
+        return tokens * self.loading_s
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         return tokens * self.moving_s
@@ -72,6 +77,19 @@ def test_a_prompt_goes_where_queue_and_what_is_left_of_it_take_least() -> None:
     assert placed(fleet, SomeKnown({"p1": 400})) == ("p1", "d0")
     fleet["p1"].prompt_tokens = 900
     assert placed(fleet, SomeKnown({"p1": 400})) == ("p0", "d0")
+
+
+def test_what_only_the_store_has_is_as_near_as_it_takes_to_load() -> None:
+    fleet, known = a_fleet(), SomeKnown({"p1": 400}, stored=640)
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1e-4)) == ("p1", "d0")
+    fleet["p1"].prompt_tokens = 300
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1e-4)) == ("p0", "d0")
+    assert placed(fleet, known, costs=SomeCosts(loading_s=1.0)) == ("p1", "d0")
+    placement = place(fleet, known, costs=SomeCosts(loading_s=1e-4))
+    assert placement is not None
+    chosen = placement.considered[0]
+    assert (chosen.known_tokens, round(chosen.prefill_s, 3)) == (640, 0.36)
+    assert round(chosen.queue_s, 3) == 0.064
 
 
 def test_it_decodes_where_the_step_is_shortest() -> None:

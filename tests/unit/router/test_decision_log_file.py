@@ -25,7 +25,7 @@ SUBJECTS = [Subject(a_worker("p0", Role.PREFILL), {}), Subject(a_worker("d0"), {
 
 def an_entry(number: int = 1) -> Asked:
     """A question in which everything has changed since the one before."""
-    seen = [Sight(s, (number,) * 7, (number,) * 3, (16, 32), (1.5, 0.5)) for s in SUBJECTS]
+    seen = [Sight(s, (number,) * 7, (number,) * 3, (16, 32), (1.5, 0.5, 2.0)) for s in SUBJECTS]
     slo = Slo(1.0, 0.1)
     return Asked(number, number, 0, 300, 0, 10, slo, 1, 128.0, tuple(seen), Choice(0, 1, 20))
 
@@ -150,12 +150,13 @@ Change = Callable[[dict[str, Any]], Any]
         (2, lambda v: v.update(number=3), "worker 3 is told; allowed: 0"),
         (2, lambda v: v["info"].update(step_tokens=0), "allowed: above 0"),
         (2, lambda v: v["info"].update(role="cook"), "role"),
+        (2, lambda v: v["info"]["model"]["kv"].update(dtype="bits"), "has KV of 'bits'; allowed"),
         (4, lambda v: v.update(among=[0, 7]), "worker 7 is not known"),
         (4, lambda v: v["seen"].pop("1"), "worker 1 is chosen among, and nothing is told of it"),
         (4, lambda v: v.update(placed=[0, 5, 1]), "it is placed on worker 5"),
         (4, lambda v: v.update(prompt=-1), "prompt"),
         (4, lambda v: v.update(slo={"ttft_s": 1.0}), "slo has ttft_s; allowed: ttft_s, tpot_s"),
-        (4, lambda v: v["seen"].update({"0": [[1], None, [1, 1]]}), "worker 0 is seen with 1"),
+        (4, lambda v: v["seen"].update({"0": [[1], None, [1, 1, 1]]}), "worker 0 is seen with 1"),
         (5, lambda v: v.update(kind="other"), "kind"),
         (5, lambda v: v.update(kind="header", policy="cost", conditional=True, late=1), "second"),
     ],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from eastwest.messages import Abort, Liveness
+from eastwest.messages import Abort
 from eastwest.testing.builders import a_load, a_worker
-from eastwest.types import Role
+from eastwest.types import Liveness, Role
 from router.fleet import Fleet, Worker
 from router.requests import Action, Send
 from tests.unit.router.builders import a_request

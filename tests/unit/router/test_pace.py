@@ -56,6 +56,37 @@ def test_the_scale_is_found_wherever_it_is(speed: float) -> None:
     assert pace.factors(pair[1].info)[1] == pytest.approx(speed, rel=0.05)
 
 
+def loaded(pace: Pace, pair: tuple[Worker, Worker], seconds: float) -> None:
+    placement = Placement(*pair, blocks=1, meet_tokens=200)
+    attempt = Attempt("w", placement, given_tokens=1000, resumed=False)
+    pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(9.0), 600, 400, ns(seconds)))
+
+
+def test_loading_is_predicted_to_take_as_long_as_it_did() -> None:
+    pace, pair = Pace(NominalCosts()), a_pair()
+    prefill, decode = (worker.info for worker in pair)
+    nominal = NominalCosts().load_s(prefill, 400)
+    for _ in range(2000):
+        loaded(pace, pair, 20 * nominal)
+    assert pace.load_s(prefill, 400) == pytest.approx(20 * nominal, rel=0.05)
+    assert pace.load_s(decode, 400) == NominalCosts().load_s(decode, 400)
+    # A prompt that waited for what was loaded meanwhile says nothing of compute.
+    assert pace.factors(prefill)[0] == 1.0
+
+
+def test_what_is_not_loaded_for_it_was_slow_is_tried_again_some_day() -> None:
+    pace, pair = Pace(NominalCosts()), a_pair()
+    nominal = NominalCosts().load_s(pair[0].info, 400)
+    for _ in range(2000):
+        loaded(pace, pair, 1000 * nominal)
+    assert pace.load_s(pair[0].info, 400) > 500 * nominal
+    placement = Placement(*pair, blocks=1, meet_tokens=1000)
+    attempt = Attempt("w", placement, given_tokens=1000, resumed=False)
+    for _ in range(200):
+        pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(1.0), 1000, 0))
+    assert pace.load_s(pair[0].info, 400) < 2 * nominal
+
+
 def test_what_a_worker_does_now_counts_more_than_what_it_did() -> None:
     pace, pair = Pace(NominalCosts()), a_pair()
     nominal = pace.prompt_s(pair[0].info, 400, 600)
