@@ -63,6 +63,8 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same out
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")]
 Timing = Annotated[bool, typer.Option("--timing", help="Show where the time went.")]
 Timeout = Annotated[float | None, typer.Option(help="Deadline in seconds.")]
+SloTtft = Annotated[float | None, typer.Option(help="First token wanted within, in seconds.")]
+SloTpot = Annotated[float | None, typer.Option(help="And each one after it, in seconds.")]
 
 
 @app.command()
@@ -126,15 +128,20 @@ def generate(
     session: SessionId = None,
     tenant: Tenant = "",
     timeout: Timeout = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
     timing: Timing = False,
 ) -> None:
     """Continue a prompt."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    sampling = _sampling(temperature, seed, stop, max_tokens)
+    sampling = SamplingParams(temperature, seed=seed, stop=tuple(stop or ()), max_tokens=max_tokens)
 
     async def call() -> None:
         async with AsyncClient(address, tenant=tenant, timeout_s=timeout) as client:
-            await _stream(client.generate(text, sampling=sampling, session=session), timing)
+            generation = client.generate(
+                text, sampling=sampling, session=session, slo_ttft_s=slo_ttft, slo_tpot_s=slo_tpot
+            )
+            await _stream(generation, timing)
 
     _run(call())
 
@@ -152,17 +159,25 @@ def chat(
     session: SessionId = None,
     tenant: Tenant = "",
     timeout: Timeout = None,
+    slo_ttft: SloTtft = None,
+    slo_tpot: SloTpot = None,
     timing: Timing = False,
 ) -> None:
     """Talk to the model; an empty line or end of input ends the conversation."""
-    sampling = _sampling(temperature, seed, None, max_tokens)
+    sampling = SamplingParams(temperature, seed=seed, max_tokens=max_tokens)
 
     async def call() -> None:
         history = [{"role": "system", "content": system}] if system else []
         async with AsyncClient(address, tenant=tenant, timeout_s=timeout) as client:
             while text := message if message is not None else await _ask():
                 turn = [*history, {"role": "user", "content": text}]
-                generation = client.chat(turn, sampling=sampling, session=session)
+                generation = client.chat(
+                    turn,
+                    sampling=sampling,
+                    session=session,
+                    slo_ttft_s=slo_ttft,
+                    slo_tpot_s=slo_tpot,
+                )
                 answer = await _stream(generation, timing)
                 # A session keeps its history on the server.
                 history = [] if session else [*turn, {"role": "assistant", "content": answer}]
@@ -322,14 +337,6 @@ async def _stream(generation: AsyncGeneration, timing: bool) -> str:
         console.print(usage_lines(completion))
         console.print(f"why there: eastwest explain {completion.request_id}", markup=False)
     return completion.text
-
-
-def _sampling(
-    temperature: float, seed: int | None, stop: list[str] | None, max_tokens: int | None
-) -> SamplingParams:
-    return SamplingParams(
-        temperature=temperature, seed=seed, stop=tuple(stop or ()), max_tokens=max_tokens
-    )
 
 
 def _config(path: Path | None, settings: list[str] | None) -> Config:

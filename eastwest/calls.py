@@ -82,7 +82,8 @@ def resolve_sampling(
 
 @dataclass(frozen=True, slots=True)
 class Addressing:
-    """What says whose request it is, of which conversation, and how urgent; as in `generate`."""
+    """What says whose request it is, of which conversation, how urgent, and what it should see; as
+    in `generate`."""
 
     tenant: str
     session: str | None
@@ -90,6 +91,8 @@ class Addressing:
     request_id: str
     model: str
     priority: int
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
     def fill(self, request: inference.GenerateRequest | inference.ChatRequest) -> None:
         """Put it into `request`. Ranges are for the server to judge."""
@@ -100,10 +103,16 @@ class Addressing:
         try:
             request.request_id, request.model = self.request_id, self.model
             request.tenant, request.priority = self.tenant, self.priority
+            if self.slo_ttft_s is not None:
+                request.slo_ttft_s = self.slo_ttft_s
+            if self.slo_tpot_s is not None:
+                request.slo_tpot_s = self.slo_tpot_s
             if self.session is not None:
                 request.session.id, request.session.must_exist = self.session, self.must_exist
         except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"a name or the priority cannot be sent: {error}") from error
+            raise InvalidArgument(
+                f"a name, the priority or a target cannot be sent: {error}"
+            ) from error
 
 
 def prompt_to_wire(prompt: Prompt) -> inference.GenerateRequest:

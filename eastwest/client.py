@@ -157,6 +157,8 @@ class AsyncClient:
         request_id: str = "",
         model: str = "",
         priority: int = 0,
+        slo_ttft_s: float | None = None,
+        slo_tpot_s: float | None = None,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGeneration:
@@ -166,13 +168,15 @@ class AsyncClient:
         and win. session: continue this conversation, to whose tokens the prompt is appended;
         must_exist: fail with `NotFound` rather than begin it. request_id: for `abort`; unique
         among running requests. model: fail with `NotFound` where another one is served. priority:
-        more is more urgent among the requests of this tenant, -10 to 10.
+        more is more urgent among the requests of this tenant, -10 to 10. slo_ttft_s, slo_tpot_s:
+        seconds to the first token, and for each one after it, that placement aims at; None leaves
+        them to the server.
         """
         request = calls.prompt_to_wire(prompt)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
-            request
-        )
+        calls.Addressing(
+            self._tenant, session, must_exist, request_id, model, priority, slo_ttft_s, slo_tpot_s
+        ).fill(request)
         return self._generation(self._stub.Generate, request, timeout_s)
 
     def chat(
@@ -185,6 +189,8 @@ class AsyncClient:
         request_id: str = "",
         model: str = "",
         priority: int = 0,
+        slo_ttft_s: float | None = None,
+        slo_tpot_s: float | None = None,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGeneration:
@@ -195,9 +201,9 @@ class AsyncClient:
         """
         request = calls.messages_to_wire(messages)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
-            request
-        )
+        calls.Addressing(
+            self._tenant, session, must_exist, request_id, model, priority, slo_ttft_s, slo_tpot_s
+        ).fill(request)
         return self._generation(self._stub.Chat, request, timeout_s)
 
     async def abort(self, request_id: str) -> bool:

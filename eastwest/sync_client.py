@@ -142,15 +142,17 @@ class Client:
         request_id: str = "",
         model: str = "",
         priority: int = 0,
+        slo_ttft_s: float | None = None,
+        slo_tpot_s: float | None = None,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Continue `prompt`; see `eastwest.AsyncClient.generate`."""
         request = calls.prompt_to_wire(prompt)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
-            request
-        )
+        calls.Addressing(
+            self._tenant, session, must_exist, request_id, model, priority, slo_ttft_s, slo_tpot_s
+        ).fill(request)
         return self._generation(self._stub.Generate, request, timeout_s)
 
     def chat(
@@ -163,15 +165,17 @@ class Client:
         request_id: str = "",
         model: str = "",
         priority: int = 0,
+        slo_ttft_s: float | None = None,
+        slo_tpot_s: float | None = None,
         timeout_s: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Answer a conversation; see `eastwest.AsyncClient.chat`."""
         request = calls.messages_to_wire(messages)
         request.sampling_params.CopyFrom(calls.resolve_sampling(sampling, options))
-        calls.Addressing(self._tenant, session, must_exist, request_id, model, priority).fill(
-            request
-        )
+        calls.Addressing(
+            self._tenant, session, must_exist, request_id, model, priority, slo_ttft_s, slo_tpot_s
+        ).fill(request)
         return self._generation(self._stub.Chat, request, timeout_s)
 
     def abort(self, request_id: str) -> bool:

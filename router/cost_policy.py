@@ -139,6 +139,8 @@ class _View:
     def candidate(self, prefill: Worker, decode: Worker) -> Candidate:
         """What is predicted of a pair."""
         slo, output = self.request.slo, self._output
+        # Lax targets of one's own do not make others' time cheap.
+        usual = self.request.usual_slo or slo
         first, steps = self._first_token(prefill), self._steps(decode)
         in_place = prefill is decode
         exposed_s = 0.0
@@ -150,13 +152,13 @@ class _View:
         own += self._share(steps.joined_s + exposed_s / output, slo.tpot_s)
         stall_s = first.prefill_s / output if in_place else 0.0
         after, before = (
-            self._share(steps.joined_s + stall_s, slo.tpot_s),
-            self._share(steps.before_s, slo.tpot_s),
+            self._share(steps.joined_s + stall_s, usual.tpot_s),
+            self._share(steps.before_s, usual.tpot_s),
         )
         others = decode.decoding_sequences * (after - before)
         if prefill.info.role is not Role.DECODE:
             busy = min(1.0, prefill.waiting_tokens / prefill.info.step_tokens)
-            others += (busy + self._behind) * first.prefill_s / slo.ttft_s
+            others += (busy + self._behind) * first.prefill_s / usual.ttft_s
         return Candidate(
             prefill, decode, first.there, first.queue_s, first.prefill_s, exposed_s,
             steps.joined_s, own, others,

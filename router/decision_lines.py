@@ -93,6 +93,7 @@ class _Asked:
     among: tuple[_Count, ...] | None = None
     seen: dict[_Count, _State] = field(default_factory=dict)
     known: dict[_Count, tuple[_Count, _Count]] = field(default_factory=dict)
+    usual_slo: dict[str, _Factor] | None = None
     kind: Literal["asked"] = "asked"
 
 
@@ -150,7 +151,7 @@ class Encoder:
             "kind": "asked", "request": entry.request, "at_ns": entry.at_ns,
             "waited_ns": entry.waited_ns, "prompt": entry.prompt_tokens,
             "output": entry.output_tokens, "max_tokens": entry.max_tokens,
-            "slo": {name: getattr(entry.slo, name) for name in _SLO_FIELDS},
+            "slo": asdict(entry.slo),
             "waiting": entry.waiting, "usual_output": entry.usual_output, "placed": None,
         }  # fmt: skip
         if entry.placed is not None:
@@ -162,6 +163,8 @@ class Encoder:
             values["seen"] = seen
         if known:
             values["known"] = known
+        if entry.usual_slo is not None:
+            values["usual_slo"] = asdict(entry.usual_slo)
         return new + _line(values)
 
 
@@ -243,6 +246,7 @@ class Decoder:
         return Asked(
             line.request, line.at_ns, line.waited_ns, line.prompt, line.output, line.max_tokens,
             _slo(line.slo), line.waiting, line.usual_output, tuple(seen), self._choice(line),
+            None if line.usual_slo is None else _slo(line.usual_slo),
         )  # fmt: skip
 
     def _choice(self, line: _Asked) -> Choice | None:

@@ -68,7 +68,7 @@ class Choice(NamedTuple):
 class Asked:
     """A question, and its answer; placed is None for: nowhere yet. request: its number. waited_ns:
     since it was accepted. output_tokens: delivered by attempts that were lost. waiting: requests
-    that wait. usual_output: see `Pace`."""
+    that wait. usual_output: see `Pace`. slo, usual_slo: see `Request`."""
 
     request: int
     at_ns: int
@@ -81,6 +81,7 @@ class Asked:
     usual_output: float
     seen: tuple[Sight, ...]
     placed: Choice | None
+    usual_slo: Slo | None = None
 
 
 @value
@@ -155,6 +156,7 @@ class DecisionLog:
                 self._pace.usual_output,
                 tuple([self._sight(worker, known) for worker in workers]),
                 choice,
+                request.usual_slo,
             )
         )
 

@@ -19,7 +19,7 @@ from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
 from eastwest.messages import ModelInfo
-from eastwest.types import SEED_MAX, SamplingParams
+from eastwest.types import SEED_MAX, SamplingParams, Slo
 from eastwest.v1 import inference_pb2 as inference
 from eastwest.wire import sampling_from_wire
 
@@ -27,6 +27,7 @@ REQUEST_ID_BYTES = 128
 TENANT_BYTES = 128
 SESSION_ID_BYTES = 256
 PRIORITY_MAX = 10
+SLO_MIN_S = 1e-6
 ROLES = ("system", "user", "assistant")
 # An answer needs time to reach the caller: a request ends this long before the caller gives up,
 # so that the status that says in which phase it was still arrives.
@@ -54,7 +55,7 @@ class Ask:
     """A request as its client meant it: `sampling` valid, with its seed; text not tokenised.
 
     messages: of a Chat call; empty for Generate. prompt: of a Generate call; empty for Chat.
-    priority: more is more urgent within the tenant.
+    priority: more is more urgent within the tenant. slo: its own targets, and the router's.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class Ask:
     stream: bool
     prompt: str | tuple[int, ...]
     messages: tuple[ChatMessage, ...]
+    slo: Slo
     priority: int = 0
 
 
@@ -110,27 +112,36 @@ def read(
     request: inference.GenerateRequest | inference.ChatRequest,
     model: ModelInfo,
     limits: LimitsConfig,
+    slo: Slo,
     rng: random.Random,
 ) -> Ask:
-    """What a call of either kind asks for."""
+    """What a call of either kind asks for. slo: targets of those that name none."""
     if isinstance(request, inference.ChatRequest):
-        return read_chat(request, model, limits, rng)
-    return read_generate(request, model, limits, rng)
+        return read_chat(request, model, limits, slo, rng)
+    return read_generate(request, model, limits, slo, rng)
 
 
 def read_generate(
-    request: inference.GenerateRequest, model: ModelInfo, limits: LimitsConfig, rng: random.Random
+    request: inference.GenerateRequest,
+    model: ModelInfo,
+    limits: LimitsConfig,
+    slo: Slo,
+    rng: random.Random,
 ) -> Ask:
     """What a Generate call asks for."""
-    ask = _read_common(request, model, limits, rng)
+    ask = _read_common(request, model, limits, slo, rng)
     return replace(ask, prompt=_prompt(request, model, limits))
 
 
 def read_chat(
-    request: inference.ChatRequest, model: ModelInfo, limits: LimitsConfig, rng: random.Random
+    request: inference.ChatRequest,
+    model: ModelInfo,
+    limits: LimitsConfig,
+    slo: Slo,
+    rng: random.Random,
 ) -> Ask:
     """What a Chat call asks for."""
-    ask = _read_common(request, model, limits, rng)
+    ask = _read_common(request, model, limits, slo, rng)
     return replace(ask, messages=_messages(request.messages, limits))
 
 
@@ -138,6 +149,7 @@ def _read_common(
     request: inference.GenerateRequest | inference.ChatRequest,
     model: ModelInfo,
     limits: LimitsConfig,
+    slo: Slo,
     rng: random.Random,
 ) -> Ask:
     """All but the input."""
@@ -150,6 +162,7 @@ def _read_common(
         stream=request.stream if request.HasField("stream") else True,
         prompt="",
         messages=(),
+        slo=_slo(request, slo),
         priority=_priority(request.priority),
     )
 
@@ -166,6 +179,18 @@ def _priority(priority: int) -> int:
     if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise InvalidArgument(f"priority is {priority}; allowed: -{PRIORITY_MAX} to {PRIORITY_MAX}")
     return priority
+
+
+def _slo(request: inference.GenerateRequest | inference.ChatRequest, slo: Slo) -> Slo:
+    for name in ("slo_ttft_s", "slo_tpot_s"):
+        if request.HasField(name):
+            target_s = getattr(request, name)
+            if not SLO_MIN_S <= target_s <= DURATION_MAX_S:
+                raise InvalidArgument(
+                    f"{name} is {target_s}; allowed: {SLO_MIN_S:g} to {DURATION_MAX_S:g}"
+                )
+            slo = replace(slo, **{name.removeprefix("slo_"): target_s})
+    return slo
 
 
 def _check_model(name: str, model: ModelInfo) -> None:

@@ -23,7 +23,8 @@ class Request:
 
     sampling: with its seed resolved. max_tokens: resolved, prompt + max_tokens fits the context.
     salt: the tenant's cache salt. session_id: "" for none. priority: more is more urgent, within
-    a tenant. slo: what placement aims at. client_id: what its client calls it.
+    a tenant. slo: what placement aims at; usual_slo: what it aims at for others, where that is
+    something else. client_id: what its client calls it.
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class Request:
     deadline_ns: int
     priority: int = 0
     slo: Slo = DEFAULT_SLO
+    usual_slo: Slo | None = None
     client_id: str = ""
 
 

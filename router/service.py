@@ -168,7 +168,7 @@ class InferenceService:
         """
         deadline_ns = edge.deadline_ns(accepted_ns, remaining_s, self._limits)
         model = self._shell.model()
-        ask = edge.read(request, model, self._limits, self._rng)
+        ask = edge.read(request, model, self._limits, self._slo, self._rng)
         with self._open(ask) as call:
             async with self._conversations.turn(ask, model.fingerprint) as turn:
                 admission = self._admit(ask, call, turn, model, accepted_ns, deadline_ns)
@@ -239,7 +239,8 @@ class InferenceService:
             accepted_ns=accepted_ns,
             deadline_ns=deadline_ns,
             priority=ask.priority,
-            slo=self._slo,
+            slo=ask.slo,
+            usual_slo=None if ask.slo == self._slo else self._slo,
             client_id=ask.request_id,
         )
 

@@ -285,6 +285,7 @@ def _request(asked: Asked) -> Request:
         accepted_ns=asked.at_ns - asked.waited_ns,
         deadline_ns=asked.at_ns,
         slo=asked.slo,
+        usual_slo=asked.usual_slo,
     )
 
 

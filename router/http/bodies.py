@@ -99,6 +99,8 @@ def read_body(data: bytes, *, chat: bool, tenant: str) -> Call:
         "tenant": tenant,
         "session": _session(fields),
         "priority": fields.integer("priority"),
+        "slo_ttft_s": fields.number("slo_ttft_s"),
+        "slo_tpot_s": fields.number("slo_tpot_s"),
     }
     request: inference.GenerateRequest | inference.ChatRequest
     if chat:

@@ -12,7 +12,8 @@ from router.http.answers import event, to_json
 from router.http.fields import Refused
 
 # Messages of the edge begin with the field that they are about; these are fields of bodies, too.
-_PARAMS = {f.name for f in dataclasses.fields(SamplingParams)} | {"model", "priority", "request_id"}
+_PARAMS = {f.name for f in dataclasses.fields(SamplingParams)}
+_PARAMS |= {"model", "priority", "request_id", "slo_ttft_s", "slo_tpot_s"}
 
 
 def error_object(error: EastWestError) -> dict[str, Any]:

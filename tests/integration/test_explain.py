@@ -29,7 +29,8 @@ async def explain_command(*arguments: str) -> str:
 async def test_a_request_is_explained_while_it_runs_and_after_it_ended() -> None:
     async with a_deployment(says("hello")) as d:
         d.prefill.prefilling.hold()
-        running = asyncio.create_task(d.client.generate("hi", request_id="r1").result())
+        generation = d.client.generate("hi", request_id="r1", slo_ttft_s=0.75)
+        running = asyncio.create_task(generation.result())
         await d.prefill.received(Prefill)
         during = await d.client.explain("r1")
         d.prefill.prefilling.open()
@@ -39,6 +40,7 @@ async def test_a_request_is_explained_while_it_runs_and_after_it_ended() -> None
             same = await asyncio.to_thread(client.explain, "r1")
 
     assert (during.state, during.ended_s, during.comparisons) == ("prefilling", None, ())
+    assert (during.slo_ttft_s, during.slo_tpot_s) == (0.75, a_config().slo.tpot_s)
     [decision] = during.decisions
     assert (decision.prefill, decision.decode) == ("p0", "d0")
     assert decision.given_tokens == during.prompt_tokens == 2

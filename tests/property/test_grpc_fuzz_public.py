@@ -57,6 +57,8 @@ KNOWN: Known = {
     "frequency_penalty": st.just(-0.5),
     "logprobs": st.integers(0, 20),
     "priority": st.integers(-10, 10),
+    "slo_ttft_s": st.floats(1e-6, 1e9),
+    "slo_tpot_s": st.floats(1e-6, 1e9),
     "stop": st.text(min_size=1, max_size=4),
     "input_ids": st.integers(0, 511),
     "stop_token_ids": st.integers(0, 511),

@@ -23,7 +23,8 @@ FIELDS = (
     "prompt", "messages", "model", "stream", "stream_options", "temperature", "top_p", "top_k",
     "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop",
     "stop_token_ids", "max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos",
-    "logprobs", "top_logprobs", "session", "priority", "request_id", "timing", *IGNORED, *NEUTRAL,
+    "logprobs", "top_logprobs", "session", "priority", "request_id", "timing", "slo_ttft_s",
+    "slo_tpot_s", *IGNORED, *NEUTRAL,
 )  # fmt: skip
 scalars = (
     st.none()

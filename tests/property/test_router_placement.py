@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from eastwest.config import RouterConfig
 from eastwest.testing.builders import a_load, a_model, a_worker
-from eastwest.types import Role
+from eastwest.types import Role, Slo
 from router.fleet import Worker
 from router.pace import NominalCosts, Pace
 from router.placement import Placement, PlacementPolicy, can_serve, has_room
@@ -58,7 +59,13 @@ def fleets(draw: st.DrawFn) -> list[Worker]:
     return workers
 
 
-REQUESTS = st.builds(a_request, tokens=st.integers(1, 600), max_tokens=st.integers(1, 50))
+TARGETS = st.builds(Slo, st.floats(1e-6, 1e9), st.floats(1e-6, 1e9))
+REQUESTS = st.builds(
+    lambda request, slo, usual: replace(request, slo=slo, usual_slo=usual),
+    st.builds(a_request, tokens=st.integers(1, 600), max_tokens=st.integers(1, 50)),
+    st.just(Slo()) | TARGETS,
+    st.none() | TARGETS,
+)
 
 
 NAMES = [f"w{index}" for index in range(8)]

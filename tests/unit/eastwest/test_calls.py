@@ -60,6 +60,14 @@ def test_a_priority_that_is_no_number_is_an_invalid_argument() -> None:
         calls.Addressing("", None, False, "", "", 1 << 40).fill(inference.GenerateRequest())
 
 
+def test_targets_are_sent_where_they_are_given() -> None:
+    given, none = inference.GenerateRequest(), inference.ChatRequest()
+    calls.Addressing("", None, False, "", "", 0, slo_tpot_s=0.05).fill(given)
+    calls.Addressing("", None, False, "", "", 0).fill(none)
+    assert given == inference.GenerateRequest(slo_tpot_s=0.05)
+    assert none == inference.ChatRequest()
+
+
 def test_a_completion_comes_back_whole() -> None:
     timing = Timing(TtftParts(1, 2, 3, 4, 5), SecondTokenParts(6, 7, 8, 9, 10), 100)
     usage = Usage(10, 2, 4, 3, 6, 1, 12)

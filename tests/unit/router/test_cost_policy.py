@@ -169,6 +169,16 @@ def test_how_much_more_what_is_late_counts_is_a_weight() -> None:
     assert placed(fleet, request=request, costs=costs, weights=Weights(late=0)) == ("a0", "a0")
 
 
+def test_lax_targets_of_its_own_do_not_make_the_time_of_others_cheap() -> None:
+    fleet = a_fleet({"p0": Role.PREFILL, "d0": Role.DECODE})
+    fleet["p0"].prompt_tokens = 500
+    fleet["d0"].sequences = 5
+    lax = replace(REQUEST, slo=Slo(1.0, 100.0))
+    assert placed(fleet, request=lax, conditional=True) == ("d0", "d0")
+    lax = replace(lax, usual_slo=Slo(1.0, 0.1))
+    assert placed(fleet, request=lax, conditional=True) == ("p0", "d0")
+
+
 def test_decode_workers_serve_alone_where_no_prefill_worker_is_left() -> None:
     fleet = a_fleet({"d0": Role.DECODE})
     assert place(fleet) is None

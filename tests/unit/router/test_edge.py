@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
 from eastwest.testing.builders import a_model
-from eastwest.types import SEED_MAX, SamplingParams
+from eastwest.types import SEED_MAX, SamplingParams, Slo
 from eastwest.v1 import inference_pb2 as inference
 from router import edge
 from router.edge import Ask, ChatMessage, Malformed, SessionRef
@@ -25,17 +26,18 @@ LIMITS = LimitsConfig(
     stop_tokens=4,
     default_max_tokens=256,
 )
+SLO = Slo(2.0, 0.1)
 Generate = inference.GenerateRequest
 Chat = inference.ChatRequest
 Sampling = inference.SamplingParams
 
 
 def read(request: inference.GenerateRequest) -> Ask:
-    return edge.read_generate(request, MODEL, LIMITS, random.Random(1))
+    return edge.read_generate(request, MODEL, LIMITS, SLO, random.Random(1))
 
 
 def read_chat(request: inference.ChatRequest) -> Ask:
-    return edge.read_chat(request, MODEL, LIMITS, random.Random(1))
+    return edge.read_chat(request, MODEL, LIMITS, SLO, random.Random(1))
 
 
 def tokenized(*ids: int) -> inference.TokenizedInput:
@@ -61,6 +63,7 @@ def test_all_fields_arrive() -> None:
             tenant="t",
             session=inference.Session(id="s", must_exist=True),
             priority=3,
+            slo_ttft_s=0.5,
         )
     )
     assert ask == Ask(
@@ -71,6 +74,7 @@ def test_all_fields_arrive() -> None:
         stream=False,
         prompt=(5, 99),
         messages=(),
+        slo=Slo(0.5, 0.1),
         priority=3,
     )
 
@@ -81,10 +85,19 @@ def test_a_chat_has_messages_and_no_prompt() -> None:
     assert (ask.prompt, ask.messages, ask.tenant) == ("", (ChatMessage("user", "hi"),), "t")
 
 
+def test_targets_are_the_routers_where_the_request_names_none() -> None:
+    messages = [inference.ChatMessage(role="user", content="hi")]
+    assert read(Generate(text="hi")).slo == SLO
+    assert read_chat(Chat(messages=messages, slo_tpot_s=0.03)).slo == Slo(2.0, 0.03)
+    edges = Generate(text="hi", slo_ttft_s=1e-6, slo_tpot_s=1e9)
+    assert read(edges).slo == Slo(1e-6, 1e9)
+
+
 def test_a_seed_is_drawn_where_none_is_given_and_kept_where_it_is() -> None:
     rng = random.Random(1)
     drawn = {
-        edge.read_generate(Generate(text="hi"), MODEL, LIMITS, rng).sampling.seed for _ in range(9)
+        edge.read_generate(Generate(text="hi"), MODEL, LIMITS, SLO, rng).sampling.seed
+        for _ in range(9)
     }
     assert len(drawn) == 9
     assert all(seed is not None and 0 <= seed <= SEED_MAX for seed in drawn)
@@ -104,6 +117,10 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_it_is() -> None:
         (Generate(text="hi", tenant="x" * 129), "tenant has 129 bytes"),
         (Generate(text="hi", tenant="\x00"), "printable"),
         (Generate(text="hi", priority=11), "priority is 11; allowed: -10 to 10"),
+        (Generate(text="hi", slo_ttft_s=0.0), r"slo_ttft_s is 0\.0; allowed: 1e-06 to 1e\+09"),
+        (Generate(text="hi", slo_ttft_s=math.nan), "slo_ttft_s is nan; allowed"),
+        (Generate(text="hi", slo_tpot_s=-0.1), "slo_tpot_s is -0.1; allowed"),
+        (Generate(text="hi", slo_tpot_s=math.inf), "slo_tpot_s is inf; allowed"),
         (Generate(text="hi", session=inference.Session()), r"session\.id is empty"),
         (Generate(text="hi", session=inference.Session(id="x" * 257)), r"session\.id has 257"),
         (Generate(text="hi", session=inference.Session(id="\t")), "printable"),
@@ -275,7 +292,7 @@ def test_more_tokens_than_the_deployment_gives_are_refused(sampling: Sampling) -
     limits = LimitsConfig(max_tokens=5)
     request = Generate(text="hi", sampling_params=sampling)
     with pytest.raises(InvalidArgument, match="is 6; allowed: at most 5"):
-        edge.read_generate(request, MODEL, limits, random.Random(1))
+        edge.read_generate(request, MODEL, limits, SLO, random.Random(1))
 
 
 def test_prompt_and_output_keep_to_the_limits_of_the_deployment() -> None:

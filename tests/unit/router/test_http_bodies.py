@@ -59,6 +59,7 @@ def test_all_fields_arrive() -> None:
         min_p=0.25, seed=5, repetition_penalty=1.5, presence_penalty=-1, frequency_penalty=0.5,
         stop=["a", "b"], stop_token_ids=[7, 8], max_tokens=9, min_tokens=2, ignore_eos=True,
         logprobs=3, session={"id": "s", "must_exist": True}, timing=True,
+        slo_ttft_s=1, slo_tpot_s=0.05,
         stream_options={"include_usage": True, "continuous_usage_stats": True},
     )  # fmt: skip
     sampling = inference.SamplingParams(
@@ -72,6 +73,8 @@ def test_all_fields_arrive() -> None:
         request_id="r",
         stream=True,
         priority=3,
+        slo_ttft_s=1.0,
+        slo_tpot_s=0.05,
         tenant="t",
         sampling_params=sampling,
         session=inference.Session(id="s", must_exist=True),
