@@ -28,6 +28,7 @@ from sim.engine import VOCAB, StepTime, mark_of, token_at
 from sim.links import Fabric
 from sim.replica import SimulatedReplica
 from sim.router import SimulatedRouter
+from sim.store import SimulatedStore
 from sim.virtual_loop import Call, running_loop
 
 LOAD_S = 1.0
@@ -38,7 +39,8 @@ RESTART_S = 3.0
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a cluster consists of. num_blocks: of each replica. message_s: of a control stream.
-    costs: what each router goes by. routers: over the same replicas."""
+    costs: what each router goes by. routers: over the same replicas. store_bytes_per_s: of an
+    offline store; 0: there is none."""
 
     replicas: tuple[tuple[Role, int], ...]
     num_blocks: int
@@ -50,6 +52,8 @@ class Shape:
     config: Config = field(default_factory=Config)
     costs: ServingCosts | None = None
     routers: int = 1
+    store_bytes_per_s: float = 0.0
+    store_latency_s: float = 1e-3
 
 
 @dataclass(slots=True)
@@ -78,6 +82,13 @@ class Seen:
         return (seconds(self.last_ns) - seconds(self.first_ns)) / (self.tokens - 1)
 
 
+def _store_of(shape: Shape) -> SimulatedStore | None:
+    if not shape.store_bytes_per_s:
+        return None
+    size = shape.config.kv.block_tokens * shape.kv.bytes_per_token
+    return SimulatedStore(shape.store_bytes_per_s, shape.store_latency_s, size)
+
+
 class Cluster:
     """Made and run on a virtual loop. step_time: of a replica, by its role."""
 
@@ -104,6 +115,7 @@ class Cluster:
             name="simulated", fingerprint="s" * 32, architecture="simulated", dtype="bfloat16",
             context_tokens=shape.context_tokens, vocab_size=VOCAB, eos_ids=(2,), kv=shape.kv,
         )  # fmt: skip
+        self.store = _store_of(shape)
         self._policy = policy
         self._write = write
         self.routers = [self._new_router(f"router-{i}") for i in range(shape.routers)]
@@ -152,6 +164,7 @@ class Cluster:
             fabric=self.fabric,
             clock=self.clock,
             emit=self._hear,
+            store=self.store,
         )
         self.replicas[worker_id] = replica
         replica.start()

@@ -29,6 +29,7 @@ from eastwest.messages import (
     Ticket,
     WorkerInfo,
 )
+from eastwest.ports import BlockStore
 from eastwest.types import Role
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit
@@ -61,11 +62,13 @@ class SimulatedReplica:
         fabric: Fabric,
         clock: Clock,
         emit: Callable[[SimulatedReplica, str, Event], None],
+        store: BlockStore | None = None,
     ) -> None:
         self._clock = clock
         self._config = config
         self._fabric = fabric
         self._emit = emit
+        self._store = store
         self.alive = True
         self._routers: dict[str, None] = {}
         self.info = WorkerInfo(
@@ -96,7 +99,7 @@ class SimulatedReplica:
             emit=self._tell,
             clock=clock,
         )
-        self._departure: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._time = running_loop()
         self._next_tick: Call | None = None
 
@@ -112,7 +115,7 @@ class SimulatedReplica:
             holdings=self.holdings,
             loop=self.steps,
             epoch=self.info.epoch,
-            store=None,
+            store=self._store,
             emit=self._tell,
             pool=pool,
             kv_config=self._config.kv,
@@ -127,7 +130,7 @@ class SimulatedReplica:
             holdings=self.holdings,
             loop=self.steps,
             sender=cast(GroupSender, self.sender),
-            store=None,
+            store=self._store,
             local=self.decode.in_place,
             is_self=self._is_self,
             emit=self._tell,
@@ -140,7 +143,9 @@ class SimulatedReplica:
         """Take commands and transfers."""
         self._fabric.listen(self.info.address, self.decode.transfers)
         self.steps.start()
-        self._departure = asyncio.create_task(self.leaving.run())
+        self._tasks = [asyncio.create_task(self.leaving.run())]
+        if self._store is not None:
+            self._tasks.append(asyncio.create_task(self.decode.spiller.run()))
         self._next_tick = self._time.call_soon(self._tick)
 
     async def kill(self) -> None:
@@ -155,9 +160,9 @@ class SimulatedReplica:
         await self.decode.close()
         if self._next_tick is not None:
             self._next_tick.cancel()
-        if self._departure is not None:
-            self._departure.cancel()
-            await asyncio.gather(self._departure, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.steps.stop()
         self._fabric.leave(self.info.address)
 
@@ -203,11 +208,11 @@ class SimulatedReplica:
             waiting=self.decode.waiting + self.prefill.waiting,
             waiting_tokens=self.prefill.waiting_tokens,
             leaked_blocks=0,
-            spilled_blocks=0,
+            spilled_blocks=self.decode.spiller.spilled_blocks,
             sessions_inactive=len(self.decode.residency),
-            sessions_spilled=0,
+            sessions_spilled=self.decode.spiller.spilled_sessions,
             transfer_bytes=self.decode.transfer_bytes,
-            store_available=False,
+            store_available=self._store is not None,
             kv_sequence=self.holdings.pool.journal.sequence,
             draining_s=self.leaving.left_s,
         )
@@ -225,6 +230,8 @@ class SimulatedReplica:
                 self.prefill.abort(owner.id)
             else:
                 self.decode.expire(owner.id)
+        if self._store is not None:
+            self._tell_changes()  # nothing else is said of what was stored
         self._next_tick = self._time.call_later(TICK_S, self._tick)
 
     def _tell(self, router_id: str, event: Event) -> None:
