@@ -208,8 +208,8 @@ class RouterConfig(Section):
     active_max: int = Field(1024, ge=1, description="requests being served at once, at most")
     refuse_beyond: Literal["deadline", "slo"] = Field(
         "deadline",
-        description="a request whose turn is expected to come later is refused at once: later than "
-        "its deadline, or than slo.ttft_s",
+        description="a request whose first token is expected later is refused at once: later than "
+        "its deadline, or than its TTFT target",
     )
     attempts_max: int = Field(
         3, ge=1, description="pairs of workers tried for one request, at most, moves included"

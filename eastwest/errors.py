@@ -110,7 +110,7 @@ class NotFound(EastWestError):
 
 
 class TooLarge(EastWestError):
-    """Input beyond a configured size limit."""
+    """Input beyond a configured size limit, or more than can be served in the time that it has."""
 
     code = ErrorCode.TOO_LARGE
 

@@ -2,16 +2,22 @@
 
 New requests are refused when `queue_max` wait, unless the tenant that asks has less than its share
 of them: then the last one in line of the tenant with the most waiting makes way. A request whose
-turn cannot come before its deadline, at the present pace, is refused at once; or, where that is
-wanted (`by_slo`), before the time that its first token should take. Those that came back were
-admitted before, so the queue holds `queue_max + active_max` at most.
+first token cannot come before its deadline is refused at once; or, where that is wanted
+(`refuse_beyond: slo`), before the time that it should take. That is foreseen from the present pace
+of the queue, and from what its prompt takes at the least (`router.foresight`). Where the queue is
+to blame, it may come again; where the prompt alone takes too long, that would not help, and the
+error says so. Those that came back were admitted before, so the queue holds
+`queue_max + active_max` at most.
 """
 
 from __future__ import annotations
 
 from eastwest.clock import seconds
-from eastwest.errors import EastWestError, Overloaded, Phase
+from eastwest.config import RouterConfig
+from eastwest.errors import EastWestError, Overloaded, Phase, TooLarge, Unavailable
 from router.fair_queue import FairQueue
+from router.fleet import Fleet
+from router.foresight import Foresight
 from router.lifecycle import Lifecycle
 from router.requests import Request
 
@@ -27,24 +33,24 @@ _DOUBT = 2.0
 class Admission:
     """The gate of one queue."""
 
-    def __init__(self, queue_max: int, queue: FairQueue, *, by_slo: bool = False) -> None:
-        self._queue_max = queue_max
-        self._by_slo = by_slo
+    def __init__(
+        self, config: RouterConfig, queue: FairQueue, fleet: Fleet, foresight: Foresight
+    ) -> None:
+        self._queue_max = config.queue_max
+        self._by_slo = config.refuse_beyond == "slo"
         self._queue = queue
+        self._fleet = fleet
+        self._foresight = foresight
         self._pace = _Pace()
 
     def admit(self, request: Request, now_ns: int) -> Lifecycle | None:
-        """Let one more wait, or raise `Overloaded` with a hint. Returns whoever must make way."""
-        wait_s = self._wait_s(request)
-        left_s, end = seconds(request.deadline_ns - now_ns), "its deadline"
-        if self._by_slo and request.slo.ttft_s < left_s:
-            left_s, end = request.slo.ttft_s, "the time its first token should take"
-        if wait_s > _DOUBT * left_s:
-            raise Overloaded(
-                f"its turn is expected in {wait_s:.1f} s; allowed: at most {left_s:.1f} s, {end}",
-                phase=Phase.ADMISSION,
-                retry_after_s=self.retry_after_s(),
-            )
+        """Let one more wait. Returns whoever must make way. Raises `Unavailable` where no worker
+        has ever been known, `InvalidArgument` where none could ever hold it, `Overloaded` with a
+        hint, and `TooLarge` where its prompt takes too long even without the others."""
+        if not len(self._fleet):
+            raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
+        self._fleet.check_fits(request)
+        self._check_in_time(request, now_ns)
         if len(self._queue) < self._queue_max:
             return None
         share = self._queue_max // self._tenants_with(request)
@@ -53,6 +59,28 @@ class Admission:
         if victim is None or own or self._queue.waiting_of(request.salt) >= share:
             raise self.full()
         return victim
+
+    def _check_in_time(self, request: Request, now_ns: int) -> None:
+        wait_s = self._wait_s(request)
+        left_s, end = seconds(request.deadline_ns - now_ns), "its deadline"
+        if self._by_slo and request.slo.ttft_s < left_s:
+            left_s, end = request.slo.ttft_s, "the time its first token should take"
+        within_s = _DOUBT * left_s
+        prompt_s = self._foresight.prompt_s(request, within_s - wait_s, now_ns)
+        if prompt_s > within_s:
+            raise TooLarge(
+                f"a prompt of {len(request.prompt)} tokens takes {prompt_s:.3g} s here at the "
+                f"least; allowed: at most {left_s:.3g} s, {end}; trying again does not help",
+                phase=Phase.ADMISSION,
+            )
+        if wait_s + prompt_s > within_s:
+            after = f", and its prompt then takes {prompt_s:.1f} s" if prompt_s else ""
+            raise Overloaded(
+                f"its turn is expected in {wait_s:.1f} s{after}; allowed: at most {left_s:.1f} s, "
+                f"{end}",
+                phase=Phase.ADMISSION,
+                retry_after_s=self.retry_after_s(),
+            )
 
     def full(self) -> EastWestError:
         """Why nobody else may wait."""

@@ -7,11 +7,12 @@ corrections find the scale, and only the proportions are the costs'.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from eastwest.clock import seconds
+from eastwest.clock import ns, seconds
 from eastwest.messages import Prefilled, SequenceOutput, WorkerInfo
 from eastwest.ports import ServingCosts
 from router.attempt import Attempt
@@ -24,6 +25,9 @@ _TRUST_S = 0.25
 _LEAST, _MOST = 1e-5, 1e5
 _USUAL_OUTPUT = 128.0
 _OUTPUT_SMOOTHING = 0.05
+# A worker's best of so many of its latest prompts is what it can do, for so long.
+_BEST_OF = 16
+_BEST_NS = ns(60.0)
 # A longer gap between two steps counts as so many: the worker, or this process, stood still.
 _GAP_STEPS = 4.0
 
@@ -60,11 +64,14 @@ class Correction:
 
 @dataclass(slots=True)
 class _Paces:
-    """Of one worker. stepped_ns: when its last step was heard of, where sequences went on."""
+    """Of one worker. latest: measured over predicted of its latest prompts, the last one at
+    computed_ns. stepped_ns: when its last step was heard of, where sequences went on."""
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)
     load: Correction = field(default_factory=Correction)
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=_BEST_OF))
+    computed_ns: int = 0
     stepped_ns: int | None = None
 
 
@@ -82,6 +89,17 @@ class Pace:
         """See the protocol."""
         predicted = self._costs.prompt_s(worker, new_tokens, past_tokens)
         return predicted * self._of(worker).prompt.factor
+
+    def least_prompt_s(
+        self, worker: WorkerInfo, new_tokens: int, past_tokens: int, now_ns: int
+    ) -> float | None:
+        """What a prompt takes where all goes as well as it did for the best of the latest ones;
+        None where too few were measured, or none of late: who is given no prompts because of this
+        must be able to show that it is wrong."""
+        paces = self._of(worker)
+        if len(paces.latest) < _BEST_OF or now_ns - paces.computed_ns > _BEST_NS:
+            return None
+        return self._costs.prompt_s(worker, new_tokens, past_tokens) * min(paces.latest)
 
     def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
         """See the protocol."""
@@ -107,7 +125,7 @@ class Pace:
 
     # Measurements.
 
-    def prefilled(self, attempt: Attempt, event: Prefilled) -> None:
+    def prefilled(self, attempt: Attempt, event: Prefilled, now_ns: int) -> None:
         """A prompt is computed. Where stored KV was not loaded, for that was thought to be slow, it
         is less sure that it still is; or nobody would ever find out."""
         info, computed = attempt.prefill.info, event.computed_tokens
@@ -118,7 +136,11 @@ class Pace:
         elif meet and event.loaded_tokens:
             return  # it was waited for what was loaded meanwhile
         predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
-        self._of(info).prompt.learn(seconds(event.prefill_ns), predicted)
+        paces, measured_s = self._of(info), seconds(event.prefill_ns)
+        paces.prompt.learn(measured_s, predicted)
+        if predicted > 0:
+            paces.latest.append(measured_s / predicted)
+            paces.computed_ns = now_ns
 
     def loaded(self, worker: Worker, tokens: int, load_ns: int) -> None:
         """Stored KV was read. Looking in vain says nothing of how long it takes."""

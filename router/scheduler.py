@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from eastwest.config import RouterConfig
-from eastwest.errors import EastWestError, ErrorCode, InvalidArgument, Phase, Unavailable
+from eastwest.errors import EastWestError, ErrorCode, InvalidArgument
 from eastwest.messages import (
     Drained,
     Event,
@@ -30,6 +30,7 @@ from router.decisions import Decisions
 from router.drains import Drains
 from router.fair_queue import FairQueue
 from router.fleet import Fleet, Worker
+from router.foresight import Foresight
 from router.kv_view import KvView
 from router.lifecycle import Lifecycle, State
 from router.pace import NominalCosts, Pace
@@ -68,8 +69,8 @@ class Scheduler:
         policy = policy or policy_of(config, self._pace)
         self._placer = Placer(policy, self._fleet, self._kv, self.decisions, self._pace)
         self._queue = FairQueue()
-        by_slo = config.refuse_beyond == "slo"
-        self._admission = Admission(config.queue_max, self._queue, by_slo=by_slo)
+        foresight = Foresight(self._pace, self._fleet, self._kv)
+        self._admission = Admission(config, self._queue, self._fleet, foresight)
         self._timers = Timers()
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}
@@ -83,15 +84,16 @@ class Scheduler:
 
     def submit(self, request: Request, now_ns: int) -> list[Action]:
         """Take a request, or raise and remember nothing: `InvalidArgument` (its id is running, or
-        no worker could ever hold it), `Unavailable` (no worker has ever been known), `Overloaded`.
+        no worker could ever hold it), or what `Admission.admit` does.
         """
         if request.request_id in self._lives:
             raise InvalidArgument(
                 f"request id {request.request_id!r} is running; allowed: ids of no running request"
             )
         try:
-            victim = self._admit(request, now_ns)
+            victim = self._admission.admit(request, now_ns)
         except EastWestError as error:
+            self._kv.forget(request.request_id)
             self.decisions.refused(request, error, now_ns)
             raise
         marks = Marks(request.accepted_ns, admitted_ns=max(now_ns, request.accepted_ns))
@@ -239,13 +241,6 @@ class Scheduler:
 
     # Inside.
 
-    def _admit(self, request: Request, now_ns: int) -> Lifecycle | None:
-        """Who must make way for it, if anybody."""
-        if not len(self._fleet):
-            raise Unavailable("no worker has connected to this router yet", phase=Phase.ADMISSION)
-        self._fleet.check_fits(request)
-        return self._admission.admit(request, now_ns)
-
     def _stepped(self, worker: Worker, event: Stepped, now_ns: int, out: list[Action]) -> bool:
         """The hot path. True where a request has ended."""
         works = self._works
@@ -280,7 +275,7 @@ class Scheduler:
             if state is State.PREFILLING and life.state is not state:
                 assert attempt is not None
                 self._kv.prefilled(attempt, event)
-                self._pace.prefilled(attempt, event)
+                self._pace.prefilled(attempt, event, now_ns)
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
