@@ -8,6 +8,7 @@ lifecycle      one request, from the queue to its one ending
 attempt        one try at it on one pair of workers
 admission      who may enter, and who waits
 placement      which pair of workers serves a request; policies
+decision_log   what a policy was asked, saw and answered; as lines, decision_lines
 fleet          the workers, and how loaded each is
 drains         workers that leave, and where their requests go
 settling       KV on its way to rest after its request has ended
@@ -25,6 +26,7 @@ chat_template  messages to prompt text
 shell          performs actions; owns links, client streams and the timer
 links          the control stream to one worker
 streams        one request's output on its way to the client
+decision_log_file  the decision log on disk
 reports        what the router says of itself
 views          what it shows of itself at one moment
 """

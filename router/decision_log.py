@@ -33,6 +33,7 @@ WORKER_NUMBERS = (
 LOAD_NUMBERS = ("free_blocks", "cached_blocks", "sessions_inactive")
 _numbers_of = attrgetter(*WORKER_NUMBERS)
 _load_of = attrgetter(*LOAD_NUMBERS)
+_NOTHING = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,11 +186,13 @@ class DecisionLog:
         if subject is None or subject.info is not info:
             subject = Subject(info, self._pace.described(info))
             self._subjects[info.worker_id] = subject
+        # Who can reuse nothing has nothing.
+        reusable = known.reusable_tokens(worker)
         return Sight(
             subject,
             _numbers_of(worker),
             None if load is None else _load_of(load),
-            (known.cached_tokens(worker), known.stored_tokens(worker)),
+            (known.cached_tokens(worker), known.stored_tokens(worker)) if reusable else _NOTHING,
             self._pace.factors(info),
         )
 

@@ -88,11 +88,13 @@ def show(replay: Replay, shown: int, console: Console) -> bool:
 
 
 def _show_differences(report: Report, console: Console) -> None:
-    console.print(
-        f"{report.differ:,} differ: {report.moved:,} are another pair, {report.placed:,} a pair "
-        f"where nowhere yet was recorded, {report.refused:,} the reverse",
-        markup=False,
-    )
+    kinds = {
+        "to another pair": report.moved,
+        "to a pair, where nowhere yet was recorded": report.placed,
+        "nowhere yet, where a pair was recorded": report.refused,
+    }
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    console.print(f"{report.differ:,} differ: {shown}", markup=False)
     for item in report.first:
         console.print(f"  {_words(item)}", markup=False)
     if len(report.first) < report.differ:

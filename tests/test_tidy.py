@@ -36,7 +36,7 @@ DECIDING = (
     "kv_transfer/receiver.py", "kv_transfer/readiness.py", "kv_transfer/negotiate.py",
     "kv_transfer/explain.py", "kv_transfer/convert.py", "kv_store/circuit.py", "kv_store/codec.py",
     "engine/blocks.py", "engine/block_journal.py", "router/prefix_index.py", "router/kv_view.py",
-    "router/policies.py", "router/drains.py",
+    "router/policies.py", "router/drains.py", "router/decision_log.py", "router/decision_lines.py",
     "planner/fit.py",
     "planner/advice.py", "planner/closed_loop.py", "planner/cost.py", "planner/layouts.py",
     "planner/links.py", "planner/memory.py", "planner/model_shape.py", "planner/network.py",
