@@ -6,8 +6,8 @@ measured in the same run, alternating, medians.
 
 engine       the engine against transformers, same dtype and threads
 kv_transfer  KV by each transport against a raw socket, a plain copy and peers
-kv_store     the offline store against a raw socket to the same server; resume against recompute
-resume       (part of kv_store) a stored session against recomputing it
+kv_store     the offline store against a raw socket to the same server
+resume       a stored session against recomputing it, and both at once from the two ends
 serving      disaggregated against aggregated, on the same cores
 policies     placement policies on the same trace, simulated; what one placement costs
 prefix_index the router's index of a million blocks: memory, lookups, intake of events

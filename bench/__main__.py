@@ -18,7 +18,7 @@ import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
 NAMES = (
     "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "policies",
-    "prefix_index", "router", "sim", "operate",
+    "prefix_index", "resume", "router", "sim", "operate",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from redis.asyncio import Redis
 
-from bench import resume
 from eastwest.blocks import BlockHash, block_hashes, hash_seed
 from eastwest.clock import SystemClock
 from eastwest.config import StoreConfig
@@ -47,7 +46,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     with EmbeddedValkey(2 << 30) as server:
         for dtype in DTYPES:
             rows += asyncio.run(_compare(server.url, dtype, rounds=5 if quick else 15))
-    return rows + resume.rows(quick)
+    return rows
 
 
 async def _compare(url: str, dtype: str, rounds: int) -> list[dict[str, Any]]:

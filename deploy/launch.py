@@ -21,6 +21,7 @@ from deploy.serving_costs import serving_costs
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import Unavailable
+from eastwest.ports import ServingCosts
 from eastwest.types import Role
 from runtime.actor import Placed
 from runtime.supervisor import Supervisor
@@ -36,15 +37,22 @@ class Deployment:
     """Between `start` and `stop`, or as an async context manager, the router serves at `address`,
     and over HTTP at `http_address` where that is on.
 
-    progress: told in words what is going on whenever that takes time.
+    progress: told in words what is going on whenever that takes time. costs: what the router goes
+    by, where not by the planner's figures.
     """
 
     def __init__(
-        self, config: Config, *, ray_address: str | None = None, progress: Progress = lambda _: None
+        self,
+        config: Config,
+        *,
+        ray_address: str | None = None,
+        progress: Progress = lambda _: None,
+        costs: ServingCosts | None = None,
     ) -> None:
         self.config = config
         self._ray_address = ray_address
         self._progress = progress
+        self._costs = costs
         self._stack = AsyncExitStack()
         self._host = "127.0.0.1"
         self._next_index: dict[Role, int] = {}
@@ -91,7 +99,7 @@ class Deployment:
         if self.config.store.enabled and self.config.store.url is not None:
             sessions = open_session_store(self.config.store, self.config.store.url, clock)
             stack.push_async_callback(sessions.close)
-        costs = serving_costs(self.config, directory)
+        costs = self._costs or serving_costs(self.config, directory)
         router = Router(self.config, directory, sessions, clock, random.Random(), costs)
         self.router = router
         self.address = await router.start()

@@ -19,6 +19,9 @@ from prefill_pool.two_ends import TwoEnds
 from runtime.holdings import Holdings
 from runtime.stored_prefix import batch_blocks
 
+# At least so many reads while the other end comes nearer.
+_READS = 16
+
 log = logging.getLogger(__name__)
 
 
@@ -101,6 +104,9 @@ class Loading:
     async def _load(self, ends: TwoEnds) -> None:
         stored, size = self._stored, self._stored.kv.block_tokens
         batch = batch_blocks(stored.kv) * size
+        if self._meet_tokens > ends.start:
+            # What is being read where the ends meet is read in vain.
+            batch = min(batch, max(1, (ends.stop - ends.start) // size // _READS) * size)
         while span := ends.next_span(batch):
             names = self._hashes[span.start // size : span.stop // size]
             payloads = await stored.store.read(names)

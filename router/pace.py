@@ -22,6 +22,8 @@ from router.fleet import Worker
 _KEPT = 0.95
 # Until so many predicted seconds were measured, the prediction counts as if it were right.
 _TRUST_S = 0.25
+# Loads are short where a store is as fast as it is thought to be: one that is slow shows at once.
+_TRUST_LOAD_S = 0.01
 _LEAST, _MOST = 1e-5, 1e5
 _USUAL_OUTPUT = 128.0
 _OUTPUT_SMOOTHING = 0.05
@@ -69,7 +71,7 @@ class _Paces:
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)
-    load: Correction = field(default_factory=Correction)
+    load: Correction = field(default_factory=lambda: Correction(_TRUST_LOAD_S, _TRUST_LOAD_S))
     latest: deque[float] = field(default_factory=lambda: deque(maxlen=_BEST_OF))
     computed_ns: int = 0
     stepped_ns: int | None = None

@@ -66,7 +66,7 @@ def test_loading_is_predicted_to_take_as_long_as_it_did() -> None:
     pace, pair = Pace(NominalCosts()), a_pair()
     prefill, decode = (worker.info for worker in pair)
     nominal = NominalCosts().load_s(prefill, 400)
-    for _ in range(2000):
+    for _ in range(300):
         loaded(pace, pair, 20 * nominal)
     assert pace.load_s(prefill, 400) == pytest.approx(20 * nominal, rel=0.05)
     assert pace.load_s(decode, 400) == NominalCosts().load_s(decode, 400)
@@ -77,7 +77,7 @@ def test_loading_is_predicted_to_take_as_long_as_it_did() -> None:
 def test_what_is_not_loaded_for_it_was_slow_is_tried_again_some_day() -> None:
     pace, pair = Pace(NominalCosts()), a_pair()
     nominal = NominalCosts().load_s(pair[0].info, 400)
-    for _ in range(2000):
+    for _ in range(300):
         loaded(pace, pair, 1000 * nominal)
     assert pace.load_s(pair[0].info, 400) > 500 * nominal
     placement = Placement(*pair, blocks=1, meet_tokens=1000)
