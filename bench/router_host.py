@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -157,9 +157,9 @@ async def _router(arguments: argparse.Namespace) -> tuple[Router, str]:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    served: _Served
-    begin = {"router": _router, "worker": _worker, "stand-ins": _stand_ins}[arguments.kind]
-    served, address = await begin(arguments)
+    kinds: dict[str, Callable[[argparse.Namespace], Awaitable[tuple[_Served, str]]]]
+    kinds = {"router": _router, "worker": _worker, "stand-ins": _stand_ins}
+    served, address = await kinds[arguments.kind](arguments)
     print("ready", address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await served.stop()

@@ -1,4 +1,4 @@
-"""SIMULATED: workers as a router sees them, with engines that take no time and KV that is not there.
+"""SIMULATED: workers as a router sees them, with engines that take no time and no KV to move.
 
 Each speaks the deployed control stream over gRPC, and grants, prefills and steps as a replica does;
 nothing behind that costs anything, so that the router in front is what is measured. Pushing no KV,
