@@ -1,8 +1,9 @@
-"""The processes of `bench.router` that are ours: ``python -m bench.router_host router|worker …``.
+"""The processes of `bench.router` that are ours: ``python -m bench.router_host KIND …``.
 
-A worker is a whole replica as deployed, with its control stream, its KV and its transfers, over an
-engine that computes nothing and takes no time of its own. A router is the deployed one. Either
-prints ``ready ADDRESS [HTTP ADDRESS]`` when it serves, and ends when its input does.
+A router is the deployed one. A worker is a whole replica as deployed, with its control stream, its
+KV and its transfers, over an engine that computes nothing and takes no time of its own. Stand-ins
+are workers of which nothing but the control stream is real (`bench.stand_in`). Each prints ``ready
+ADDRESS …`` when it serves, and ends when its input does.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import argparse
 import asyncio
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+from bench.stand_in import StandIn
 from deploy.replica import Identity, Replica
 from deploy.ways import HostWays
 from eastwest.clock import SystemClock
@@ -123,6 +125,27 @@ async def _worker(arguments: argparse.Namespace) -> tuple[Replica, str]:
     return replica, (await replica.start()).address
 
 
+class _StandIns:
+    """All of one process."""
+
+    def __init__(self, step_s: float) -> None:
+        peers: dict[str, StandIn] = {}
+        self.workers = [
+            StandIn(f"{role.value}-{i}", role, MODEL, peers, step_s)
+            for role in (Role.PREFILL, Role.DECODE)
+            for i in range(2)
+        ]
+
+    async def stop(self) -> None:
+        for worker in self.workers:
+            await worker.stop()
+
+
+async def _stand_ins(arguments: argparse.Namespace) -> tuple[_StandIns, str]:
+    served = _StandIns(arguments.step_ms / 1000)
+    return served, " ".join([f"{w.worker_id}={await w.start()}" for w in served.workers])
+
+
 async def _router(arguments: argparse.Namespace) -> tuple[Router, str]:
     router = Router(config(), arguments.model, None, SystemClock(), random.Random())
     address = await router.start()
@@ -134,8 +157,9 @@ async def _router(arguments: argparse.Namespace) -> tuple[Router, str]:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    served: _Served
-    served, address = await (_router if arguments.kind == "router" else _worker)(arguments)
+    kinds: dict[str, Callable[[argparse.Namespace], Awaitable[tuple[_Served, str]]]]
+    kinds = {"router": _router, "worker": _worker, "stand-ins": _stand_ins}
+    served, address = await kinds[arguments.kind](arguments)
     print("ready", address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await served.stop()
@@ -151,6 +175,8 @@ def main() -> None:
     worker.add_argument("id")
     worker.add_argument("role", choices=[role.value for role in Role])
     worker.add_argument("--step-ms", type=float, default=0.0)
+    stand_ins = kinds.add_parser("stand-ins")
+    stand_ins.add_argument("--step-ms", type=float, default=0.0)
     asyncio.run(_serve(parser.parse_args()))
 
 

@@ -111,20 +111,25 @@ def _told(process: subprocess.Popen[str]) -> list[str]:
 
 
 class Ours(Stack):
-    """So many routers over the same workers, which take `step_ms` for a step."""
+    """So many routers over the same workers, which take `step_ms` for a step. whole: these are
+    replicas as deployed, which move KV, and no stand-ins."""
 
     name = "eastwest"
 
-    def __init__(self, routers: int = 1, step_ms: float = 0.0) -> None:
+    def __init__(self, routers: int = 1, step_ms: float = 0.0, *, whole: bool = False) -> None:
         super().__init__()
         self._count = routers
-        self._step_ms = step_ms
+        self._step = ["--step-ms", step_ms]
+        self._whole = whole
 
     def start(self) -> None:
         host = [sys.executable, "-m", "bench.router_host"]
-        step = ["--step-ms", self._step_ms]
-        begun = [(name, self.spawn([*host, "worker", name, role, *step])) for name, role in WORKERS]
-        workers = [f"{name}={_told(process)[0]}" for name, process in begun]
+        if self._whole:
+            begun = [(name, self.spawn([*host, "worker", name, role, *self._step]))
+                     for name, role in WORKERS]  # fmt: skip
+            workers = [f"{name}={_told(process)[0]}" for name, process in begun]
+        else:
+            workers = _told(self.spawn([*host, "stand-ins", *self._step]))
         model = model_dir()
         self.routers = [self.spawn([*host, "router", model, *workers]) for _ in range(self._count)]
         for router in self.routers:
