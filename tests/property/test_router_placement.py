@@ -69,7 +69,11 @@ REQUESTS = st.builds(
 
 
 NAMES = [f"w{index}" for index in range(8)]
-KNOWN = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 600)).map(SomeKnown)
+KNOWN = st.builds(
+    SomeKnown,
+    st.dictionaries(st.sampled_from(NAMES), st.integers(0, 600)),
+    stored=st.just(0) | st.integers(0, 600),
+)
 POLICIES = ("least_loaded", "prefix", "round_robin", "power_of_two", "cost", "conditional")
 
 
