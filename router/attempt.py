@@ -27,6 +27,7 @@ class Attempt:
     """Methods move it on, and keep its workers' load estimates.
 
     given_tokens: prompt and output delivered before, all of which the prefill worker is given.
+    asked_ns: when room was asked for.
     resumed: whether there was such output. holders: workers that may hold something. held: decode
     output that has overtaken the prefill worker's token.
     """
@@ -35,6 +36,7 @@ class Attempt:
     placement: Placement
     given_tokens: int
     resumed: bool
+    asked_ns: int = 0
     reserved: Reserved | None = None
     filled: bool = False
     joined: bool = False

@@ -207,7 +207,7 @@ class Drains:
             self._leave(drain, life, now_ns, out)
 
     def _leave(self, drain: _Drain, life: Lifecycle, now_ns: int, out: list[Action]) -> None:
-        if life.leave(drain.worker, out):
+        if life.leave(drain.worker, "is to be free of it", out):
             drain.moved += 1
             self._follow(life, now_ns)
 

@@ -34,13 +34,7 @@ from eastwest.errors import (
     Unavailable,
     error_from,
 )
-from eastwest.messages import (
-    Failed,
-    FirstStep,
-    Prefilled,
-    Reserved,
-    SequenceOutput,
-)
+from eastwest.messages import Failed, FirstStep, Prefilled, Reserved, SequenceOutput
 from eastwest.types import FinishReason, SampledToken, Usage
 from router.attempt import Attempt
 from router.commands import prefill_command, reserve_command
@@ -73,7 +67,8 @@ class Lifecycle:
     failed_on: workers that lost an attempt; suspects: their partners, where it was lost between
     them; others are preferred. attempt: the latest one, None before the first. loss: what ended the
     latest one that was lost. error: how it ended, where it did not end well. migrations: attempts
-    lost or moved after the first token, each followed by another one.
+    lost or moved after the first token, each followed by another one. reseated: how often it
+    gave up waiting for room, for room elsewhere.
     """
 
     request: Request
@@ -87,6 +82,7 @@ class Lifecycle:
     loss: EastWestError | None = None
     error: EastWestError | None = None
     migrations: int = 0
+    reseated: int = 0
     _tokens: list[SampledToken] = field(default_factory=list)
     _defective: bool = False
     _usage: Usage = field(default_factory=lambda: Usage(0, 0))
@@ -131,7 +127,7 @@ class Lifecycle:
         output = self._output()
         self.state = State.RESERVING
         given_tokens = len(request.prompt) + len(output)
-        self.attempt = Attempt(work_id, placement, given_tokens, resumed=bool(output))
+        self.attempt = Attempt(work_id, placement, given_tokens, bool(output), now_ns)
         self.attempt.ask()
         if not output:
             self.marks.dispatched_ns = now_ns
@@ -288,14 +284,15 @@ class Lifecycle:
             return
         self._lose(worker, Unavailable(f"{worker} is gone ({reason})", phase=self.phase), out)
 
-    def leave(self, worker: Worker, out: list[Action]) -> bool:
+    def leave(self, worker: Worker, why: str, out: list[Action]) -> bool:
         """The worker is to be free of it: go on elsewhere, at no attempt's cost. False where there
-        is nothing to leave, or only KV that is on its way from there."""
+        is nothing to leave, or only KV that is on its way from there. why: what is said of
+        the worker in `loss`."""
         if not self.needs(worker):
             return False
         if self.phase is Phase.TRANSFER and worker is not self._tried().decode:
             return False
-        self._move(Unavailable(f"{worker} is to be free of it", phase=self.phase), out)
+        self._move(Unavailable(f"{worker} {why}", phase=self.phase), out)
         return True
 
     def expire(self, now_ns: int, out: list[Action]) -> None:

@@ -34,11 +34,12 @@ from router.foresight import Foresight
 from router.kv_view import KvView
 from router.lifecycle import Lifecycle, State
 from router.pace import NominalCosts, Pace
-from router.placement import PlacementPolicy
+from router.placement import Placement, PlacementPolicy
 from router.placing import Placer
 from router.policies import policy_of
 from router.pulse import Pulse
 from router.requests import Action, Counters, Marks, Request
+from router.reseating import Reseating
 from router.settling import Settling
 from router.timers import Timers
 from router.views import Loads
@@ -68,6 +69,7 @@ class Scheduler:
         self.decisions = Decisions(config.policy, config.explain_max, log)
         policy = policy or policy_of(config, self._pace)
         self._placer = Placer(policy, self._fleet, self._kv, self.decisions, self._pace)
+        self._reseating = Reseating(self._fleet, self._placer, self._pulse.period_ns)
         self._queue = FairQueue()
         foresight = Foresight(self._pace, self._fleet, self._kv)
         self._admission = Admission(config, self._queue, self._fleet, foresight)
@@ -212,6 +214,10 @@ class Scheduler:
                 silence = f"silent for {self._config.worker_timeout_s:g} s"
                 self._lose(worker, silence, now_ns, out, silent=True)
             self.drains.tick(now_ns, out)
+            works, waiting = self._works, len(self._queue)
+            for life, placement in self._reseating.moves(works.values(), waiting, now_ns, out):
+                del works[life.work_id]
+                self._begin(life, placement, now_ns, out)
             self._kv.tidy()
             self._pulse.follow(now_ns)
         self._dispatch(now_ns, out)
@@ -285,13 +291,7 @@ class Scheduler:
         return self._follow(life, now_ns) or isinstance(event, Reserved | Prefilled)
 
     def _lose(
-        self,
-        worker: Worker,
-        reason: str,
-        now_ns: int,
-        out: list[Action],
-        *,
-        silent: bool = False,
+        self, worker: Worker, reason: str, now_ns: int, out: list[Action], *, silent: bool = False
     ) -> None:
         """A worker is gone, or treated as such."""
         was_up = worker.up
@@ -360,10 +360,8 @@ class Scheduler:
                 return True
             placement = self._placer.place(life, len(self._queue), now_ns)
             if placement is not None:
-                self._attempts += 1
                 self._queue.take(life, passed)
-                life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
-                self._works[life.work_id] = life
+                self._begin(life, placement, now_ns, out)
                 return True
             try:
                 self._fleet.check_fits(life.request)
@@ -373,6 +371,12 @@ class Scheduler:
                 return True
             passed.append(life)
         return False
+
+    def _begin(self, life: Lifecycle, placement: Placement, now_ns: int, out: list[Action]) -> None:
+        """Another attempt at it."""
+        self._attempts += 1
+        life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
+        self._works[life.work_id] = life
 
     def check_integrity(self) -> None:
         """Assert that tables, queue, timers and load estimates agree."""
