@@ -191,11 +191,10 @@ class ControlStream(asyncio.BufferedProtocol):
 
     def _hand_over(self) -> None:
         """Give what has come to whoever listens, and then let more come."""
-        if self._take is None:
-            if self._came:
-                self._change.set()
+        if self._came and self._take is None:
+            self._change.set()
             return
-        if self._came and not self.ended.done():
+        if self._came and self._take is not None and not self.ended.done():
             came, self._came = self._came, []
             try:
                 self._take(came)

@@ -4,7 +4,7 @@ next request is served."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,44 +12,16 @@ from typing import Any
 
 import pytest
 
-from eastwest.blocks import BlockHash
 from eastwest.client import AsyncGeneration
 from eastwest.errors import Cancelled, DeadlineExceeded, Phase, Unavailable
 from eastwest.messages import Abort, Reserve
-from eastwest.ports import Buffer
 from eastwest.testing.engine import expected_output
 from eastwest.types import Role, SamplingParams
+from runtime.rank_group import RankGroup
 from tests.integration.test_serving import a_prompt
 from tests.rig import Rig, a_config, a_rig
 
 WAIT_S = 60.0
-
-
-class HeldStore:
-    """A store whose look-ups wait for `gate`; otherwise empty."""
-
-    available = True
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.entered = asyncio.Event()
-
-    async def match(self, hashes: Sequence[BlockHash]) -> int:
-        self.entered.set()
-        await self.gate.wait()
-        return 0
-
-    async def read(self, hashes: Sequence[BlockHash]) -> list[Buffer]:
-        return []
-
-    async def write(self, blocks: Sequence[tuple[BlockHash, Buffer]]) -> int:
-        return 0
-
-    async def touch(self, hashes: Sequence[BlockHash]) -> None:
-        return None
-
-    async def close(self) -> None:
-        return None
 
 
 @dataclass
@@ -78,10 +50,19 @@ async def held_in(phase: Phase, model_dir: Path, *, http: bool = False) -> Async
             yield Held(rig, transfer_entered.wait, transfer_gate.set)
             transfer_gate.set()
     elif phase is Phase.RESERVATION:
-        store = HeldStore()
-        async with a_rig(model_dir, store=store, config=a_config(router=router)) as rig:
-            yield Held(rig, store.entered.wait, store.gate.set)
-            store.gate.set()
+        reserved, confirmed = asyncio.Event(), asyncio.Event()
+        settled = RankGroup.settled
+
+        async def held(group: RankGroup) -> None:
+            reserved.set()
+            await confirmed.wait()
+            await settled(group)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RankGroup, "settled", held)
+            async with a_rig(model_dir, config=a_config(router=router)) as rig:
+                yield Held(rig, reserved.wait, confirmed.set)
+                confirmed.set()
     elif phase is Phase.QUEUE:
         config = a_config(router={**router, "active_max": 1})
         async with a_rig(model_dir, config=config) as rig:
