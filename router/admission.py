@@ -66,14 +66,15 @@ class Admission:
         if self._by_slo and request.slo.ttft_s < left_s:
             left_s, end = request.slo.ttft_s, "the time its first token should take"
         within_s = _DOUBT * left_s
-        prompt_s = self._foresight.prompt_s(request, within_s - wait_s, now_ns)
+        rest_s = within_s - wait_s
+        prompt_s = self._foresight.prompt_s(request, rest_s if rest_s > 0 else within_s, now_ns)
         if prompt_s > within_s:
             raise TooLarge(
                 f"a prompt of {len(request.prompt)} tokens takes {prompt_s:.3g} s here at the "
                 f"least; allowed: at most {left_s:.3g} s, {end}; trying again does not help",
                 phase=Phase.ADMISSION,
             )
-        if wait_s + prompt_s > within_s:
+        if prompt_s > rest_s or rest_s < 0:
             after = f", and its prompt then takes {prompt_s:.1f} s" if prompt_s else ""
             raise Overloaded(
                 f"its turn is expected in {wait_s:.1f} s{after}; allowed: at most {left_s:.1f} s, "

@@ -27,9 +27,8 @@ class Attempt:
     """Methods move it on, and keep its workers' load estimates.
 
     given_tokens: prompt and output delivered before, all of which the prefill worker is given.
-    asked_ns: when room was asked for.
-    resumed: whether there was such output. holders: workers that may hold something. held: decode
-    output that has overtaken the prefill worker's token.
+    resumed: whether there was such output. asked_ns: when room was asked for. holders: workers that
+    may hold something. held: decode output that has overtaken the prefill worker's token.
     """
 
     work_id: str
