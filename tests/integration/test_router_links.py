@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from eastwest.testing.builders import a_worker
 from eastwest.testing.gates import Changes
 from eastwest.testing.worker_server import WorkerServer, WorkerServers
 from eastwest.types import Role, SamplingParams
+from router.control_stream import UNREAD_BYTES
 from router.links import WorkerLink
 from tests.integration.deployment import babbles, served_model
 
@@ -72,6 +74,16 @@ async def test_commands_arrive_in_order_and_events_come_back() -> None:
     assert [a.request_id for a in aborts] == [f"r{number}" for number in range(50)]
     await owner.changes.until(lambda: owner.loads > 0)
     await link.close()
+    await worker.stop()
+
+
+async def test_a_greeting_may_be_larger_than_what_a_worker_may_send_ahead() -> None:
+    worker, owner = await a_worker_server(), Owner()
+    worker.info = replace(worker.info, host="h" * (5 * UNREAD_BYTES))
+    link = a_link(worker, owner)
+    await owner.was_told(1)
+    await link.close()
+    assert owner.told[0] == "up 1"
     await worker.stop()
 
 
