@@ -13,7 +13,7 @@ help:
 	@echo "make test    all tests but the long ones of make chaos"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   all benchmarks, with a table"
-	@echo "make chaos   thousands of simulated storms, then the tests that kill, cut and corrupt"
+	@echo "make chaos   thousands of simulated storms, the tests that kill, cut and corrupt, new examples"
 	@echo "make proto   regenerate eastwest/v1 from proto/"
 
 demo: $(VENV)/.all
@@ -34,6 +34,7 @@ bench: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(BIN)/python -m sim chaos --seeds $(SEEDS)
 	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m 'not chaos' --hypothesis-profile=explore tests/property tests/unit
 
 proto: $(VENV)/.lint
 	$(BIN)/python -m eastwest.generate_proto

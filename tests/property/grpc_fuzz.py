@@ -51,7 +51,9 @@ def profiles(examples: int) -> pytest.MarkDecorator:
     base = settings(max_examples=examples, deadline=None, phases=[Phase.generate])
     quick = settings(base, derandomize=True)
     chaos = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-    long = pytest.param(settings(base, max_examples=_LONG * examples), marks=chaos, id="long")
+    long = pytest.param(
+        settings(base, derandomize=False, max_examples=_LONG * examples), marks=chaos, id="long"
+    )
     return pytest.mark.parametrize("profile", [pytest.param(quick, id="quick"), long])
 
 
