@@ -94,6 +94,7 @@ class _Known:
     """A cached prefix here and there."""
 
     waiting = 10
+    now_ns = 0
 
     def cached_tokens(self, worker: Worker) -> int:
         return 512 * (hash(worker.worker_id) % 5)

@@ -308,7 +308,7 @@ class DecodeWorker:
 
     # Steps.
 
-    def plan(self) -> list[StepRow]:
+    def plan(self, beside: int) -> list[StepRow]:
         self._planned = self._scheduler.plan()
         return [sequence.row() for sequence in self._planned]
 

@@ -27,6 +27,7 @@ from eastwest.messages import (
     Load,
     Prefill,
     Reserve,
+    StepBudget,
     Ticket,
     WorkerInfo,
 )
@@ -249,6 +250,8 @@ class Replica:
             case Abort():
                 self._prefill.abort(command.request_id)
                 self._decode.abort(command.request_id)
+            case StepBudget():
+                self._prefill.spend(router_id, command)
             case Heartbeat():
                 until = self._clock.now_ns() + ns(self._config.kv.lease_s)
                 self._holdings.ledger.renew_router(router_id, until)

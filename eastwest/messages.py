@@ -15,7 +15,7 @@ from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
 from eastwest.value import value
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,15 @@ class Dismiss:
     """Answers `Drained`: nothing of this router is on the worker any more."""
 
 
-Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv | Drain | Undrain | Dismiss
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """The most prompt tokens that a step may compute beside decoding sequences, at least 1. Of
+    several routers' the least counts, until their streams end."""
+
+    prompt_tokens: int
+
+
+Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv | Drain | Undrain | Dismiss | StepBudget
 
 # Events: worker to router.
 

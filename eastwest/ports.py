@@ -189,8 +189,11 @@ class ServingCosts(Protocol):
         """Computing `new_tokens` of a prompt behind `past_tokens` whose KV is there, in as many
         steps as the worker needs."""
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
-        """One decode step of `sequences` whose contexts have `context_tokens` in all."""
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
+        """One decode step of `sequences` whose contexts have `context_tokens` in all, with so many
+        tokens of a prompt beside them."""
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         """Reading the KV of `tokens` from the offline store."""

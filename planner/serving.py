@@ -52,11 +52,14 @@ class PlannedCosts:
         new, past = _rounded(new_tokens), _rounded(past_tokens)
         return self._of(worker).prompt(worker.step_tokens, new, past)
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
-        """See the protocol."""
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
+        """See the protocol. The prompt is one that begins."""
         if sequences <= 0:
             return 0.0
-        return self._of(worker).step(sequences, _rounded(context_tokens // sequences))
+        context = _rounded(context_tokens // sequences)
+        return self._of(worker).step(sequences, context, prompt_tokens)
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         """See the protocol. One process of a replica reads, and nobody has described the store."""
@@ -100,8 +103,11 @@ class _Kind:
         each = new / chunks
         return chunks * self.cost.step([Row(each, past + (new - each) / 2)]).seconds
 
-    def _step(self, sequences: int, context: int) -> float:
-        return self.cost.step([Row(1, context, sequences)]).seconds
+    def _step(self, sequences: int, context: int, prompt: int) -> float:
+        rows = [Row(1, context, sequences)]
+        if prompt:
+            rows.append(Row(prompt, 0))
+        return self.cost.step(rows).seconds
 
 
 def _rounded(tokens: int) -> int:

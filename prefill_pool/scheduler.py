@@ -65,10 +65,11 @@ class PromptScheduler:
         """Forget a prompt, finished or not. Idempotent."""
         self._prompts.pop(job_id, None)
 
-    def plan(self) -> list[Chunk]:
+    def plan(self, budget: int | None = None) -> list[Chunk]:
         """The chunks of the next step; until they have run, or others are planned, nothing is
-        loaded there. Else planning changes nothing."""
-        budget = self._step_tokens
+        loaded there. Else planning changes nothing. budget: of tokens, less than a step's most."""
+        if budget is None:
+            budget = self._step_tokens
         chunks = []
         for job_id, prompt in self._prompts.items():
             if budget == 0:

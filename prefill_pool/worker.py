@@ -24,11 +24,12 @@ from eastwest.errors import (
     Overloaded,
     Phase,
 )
-from eastwest.messages import Event, Failed, ModelInfo, Prefill, Prefilled, Ticket
+from eastwest.messages import Event, Failed, ModelInfo, Prefill, Prefilled, StepBudget, Ticket
 from eastwest.ports import BlockStore, ReplicaKV, StepRow
 from eastwest.stopping import StopRule
 from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import Owner, OwnerKind
+from prefill_pool.budget import PromptBudget
 from prefill_pool.job import Job, JobState, LocalReservations, Target
 from prefill_pool.loading import Loading, StoredKV
 from prefill_pool.scheduler import Chunk, PromptScheduler
@@ -78,6 +79,7 @@ class PrefillWorker:
         self._pool = pool
         self._clock = clock
         self._scheduler = PromptScheduler(pool.step_tokens)
+        self._budget = PromptBudget(pool.step_tokens)
         self._jobs: dict[str, Job] = {}
         self._intake = Intake(
             kv=kv,
@@ -108,8 +110,13 @@ class PrefillWorker:
         if job is not None:
             self._cancel(job)
 
+    def spend(self, router_id: str, command: StepBudget) -> None:
+        """What a router allows prompts from the next step on."""
+        self._budget.allow(router_id, command.prompt_tokens)
+
     def router_gone(self, router_id: str) -> None:
         """The router's stream is gone: end what it owned."""
+        self._budget.forget(router_id)
         for job in [j for j in self._jobs.values() if j.router_id == router_id]:
             self.abort(job.request_id)
 
@@ -325,11 +332,11 @@ class PrefillWorker:
 
     # Steps.
 
-    def plan(self) -> list[StepRow]:
+    def plan(self, beside: int) -> list[StepRow]:
         if not self._jobs:
             return []
         self._drop_orphans()
-        self._planned = self._scheduler.plan()
+        self._planned = self._scheduler.plan(self._budget.tokens if beside else None)
         rows = []
         for chunk in self._planned:
             job = self._jobs[chunk.job_id]

@@ -27,14 +27,16 @@ class Attempt:
     """Methods move it on, and keep its workers' load estimates.
 
     given_tokens: prompt and output delivered before, all of which the prefill worker is given.
-    resumed: whether there was such output. asked_ns: when room was asked for. holders: workers that
-    may hold something. held: decode output that has overtaken the prefill worker's token.
+    resumed: whether there was such output. asked_ns: when room was asked for. tpot_s: the request's
+    target. holders: workers that may hold something. held: decode output that has overtaken the
+    prefill worker's token.
     """
 
     work_id: str
     placement: Placement
     given_tokens: int
     resumed: bool
+    tpot_s: float
     asked_ns: int = 0
     reserved: Reserved | None = None
     filled: bool = False
@@ -64,6 +66,7 @@ class Attempt:
             sequences=int(here),
             asked_blocks=self.placement.blocks if here and self.reserved is None else 0,
             context_tokens=self.given_tokens if here else 0,
+            decoding=int(here and self.filled),
         )
 
     def needs(self, worker: Worker) -> bool:
@@ -74,6 +77,8 @@ class Attempt:
 
     def ask(self) -> None:
         """The reservation is about to be asked for."""
+        if not self.prefill.prompt_tokens:
+            self.prefill.prompts_ns = self.asked_ns
         self.prefill.prompt_tokens += self.to_compute_tokens
         self.decode.expect(self.placement.blocks, self.given_tokens)
         self.holders.append(self.decode)
@@ -85,9 +90,11 @@ class Attempt:
         if self.prefill is not self.decode:
             self.holders.append(self.prefill)
 
-    def fill(self) -> None:
+    def fill(self, now_ns: int) -> None:
         """The prefill worker's token is known."""
         self.filled = True
+        self.prefill.prompts_ns = now_ns
+        self.decode.begin(self.tpot_s)
         self.prefill.prompt_tokens -= self.to_compute_tokens
 
     def join(self) -> None:
@@ -111,7 +118,9 @@ class Attempt:
 
     def release(self) -> None:
         """Take it out of its workers' load. Called once."""
-        if not self.filled:
+        if self.filled:
+            self.decode.end(self.tpot_s)
+        else:
             self.prefill.prompt_tokens -= self.to_compute_tokens
         granted = self.reserved is not None
         self.decode.release(self.placement.blocks, self.given_tokens, granted=granted)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from eastwest.clock import seconds
+from eastwest.messages import WorkerInfo
 from eastwest.ports import ServingCosts
 from eastwest.types import Role
 from router.fleet import Worker
@@ -32,6 +34,9 @@ class Costs(ServingCosts, Protocol):
     """What placement asks besides: `usual_output`, the tokens of answers, lately."""
 
     usual_output: float
+
+    def itl_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        """Like `step_s`, with what prompts beside the steps have taken of late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +90,16 @@ class LeastCost:
     def _pairs(self, view: _View) -> list[tuple[Worker, Worker]]:
         """Those that are worth a closer look; their prefill workers may be busy beyond what they
         take."""
-        workers, request = view.workers, view.request
+        workers, request, free = view.workers, view.request, self._conditional
         seats = [w for w in workers if w.decodes and has_room(w, w.blocks_of(request))]
-        able = [w for w in seats if self._conditional or w.info.role is Role.AGGREGATED]
+        able = [w for w in seats if free or w.info.role is Role.AGGREGATED]
         pairs = [(w, w) for w in view.shortlist([w for w in able if takes_prompt(w)], _busy)]
         for kind in sorted({w.kind for w in seats}):
-            sources = [w for w in workers if w.info.role is Role.PREFILL and w.kind == kind]
+            sources = [w for w in workers if _gives(w, free) and w.kind == kind]
             fast = view.shortlist(sources, view.to_compute)
-            decode = [w for w in seats if w.info.role is Role.DECODE and w.kind == kind]
+            decode = [w for w in seats if _takes(w, free) and w.kind == kind]
             calm = view.shortlist(decode, _busy) if fast else []
-            pairs += [(p, d) for p in fast for d in calm]
+            pairs += [(p, d) for p in fast for d in calm if p is not d]
         return pairs
 
 
@@ -116,9 +121,10 @@ class _View:
         self._late = weights.late
         self._given = len(request.prompt)
         self._output = max(1.0, min(float(request.max_tokens), costs.usual_output))
-        prefilling = sum(w.info.role is not Role.DECODE for w in workers)
-        # Of those who wait, how many come for each prefill worker.
-        self._behind = known.waiting / max(1, prefilling)
+        prefilling = max(1, sum(w.info.role is not Role.DECODE for w in workers))
+        # Who comes next for the time that this one takes: of those who wait, who come for prefill
+        # workers each their part; and somebody, wherever it is.
+        self._behind, self._next = known.waiting / prefilling, 1 / prefilling
         self._first: dict[Worker, _FirstToken] = {}
         self._decode: dict[Worker, _Steps] = {}
 
@@ -142,27 +148,32 @@ class _View:
         # Lax targets of one's own do not make others' time cheap.
         usual = self.request.usual_slo or slo
         first, steps = self._first_token(prefill), self._steps(decode)
-        in_place = prefill is decode
         exposed_s = 0.0
-        if not in_place:
+        if prefill is not decode:
             missing = self._given - self._known.cached_tokens(decode)
             moving_s = self._costs.transfer_s(prefill.info, decode.info, missing)
             exposed_s = max(0.0, moving_s - first.prefill_s)
         own = self._share(first.seconds, slo.ttft_s)
         own += self._share(steps.joined_s + exposed_s / output, slo.tpot_s)
-        stall_s = first.prefill_s / output if in_place else 0.0
-        after, before = (
-            self._share(steps.joined_s + stall_s, usual.tpot_s),
-            self._share(steps.before_s, usual.tpot_s),
-        )
-        others = decode.decoding_sequences * (after - before)
-        if prefill.info.role is not Role.DECODE:
-            busy = min(1.0, prefill.waiting_tokens / prefill.info.step_tokens)
-            others += (busy + self._behind) * first.prefill_s / usual.ttft_s
+        before, joined = steps.before_s, steps.joined_s
+        others = decode.decoding_sequences * self._loss(before, joined, usual.tpot_s)
+        if first.stall_s:
+            # The prompt's chunks come between the tokens of those that decode beside it.
+            stalled_s = self._steps(prefill).before_s + first.stall_s / output
+            others += prefill.decoding_now * self._loss(
+                self._steps(prefill).before_s, stalled_s, usual.tpot_s
+            )
+        busy = min(1.0, prefill.waiting_tokens / prefill.info.step_tokens)
+        behind = self._next if prefill.info.role is Role.DECODE else self._behind
+        others += (busy + behind) * first.prefill_s / usual.ttft_s
         return Candidate(
             prefill, decode, first.there, first.queue_s, first.prefill_s, exposed_s,
             steps.joined_s, own, others,
         )  # fmt: skip
+
+    def _loss(self, before_s: float, after_s: float, target_s: float) -> float:
+        """What it costs that a token takes longer."""
+        return self._share(after_s, target_s) - self._share(before_s, target_s)
 
     def _share(self, seconds: float, target_s: float) -> float:
         """Of a target, with what is beyond it counted `Weights.late` times."""
@@ -177,33 +188,48 @@ class _View:
     def _first_token_of(self, worker: Worker) -> _FirstToken:
         given, info, costs = self._given, worker.info, self._costs
         cached, stored = self._known.cached_tokens(worker), self._known.stored_tokens(worker)
-        queue_s = costs.prompt_s(info, worker.waiting_tokens, 0)
+        waiting_s, _ = self._compute(worker, worker.waiting_tokens, 0)
+        queue_s = max(0.0, waiting_s - self._had_s(worker))
         way = weigh(costs, info, given, cached, stored, queue_s)
-        there, prefill_s = way.present_tokens, way.compute_s
-        if sequences := worker.decoding_sequences:
-            # Every chunk shares its step with the running batch.
-            chunks = -(-(given - there + worker.waiting_tokens) // info.step_tokens)
-            prefill_s += chunks * costs.step_s(info, sequences, worker.context_tokens)
-        return _FirstToken(there, way.wait_s, prefill_s)
+        there = way.present_tokens
+        prefill_s, stall_s = self._compute(worker, given - there, there)
+        return _FirstToken(there, way.wait_s, prefill_s, stall_s)
+
+    def _had_s(self, worker: Worker) -> float:
+        """What the prompts that wait there have had of the worker."""
+        return seconds(self._known.now_ns - worker.prompts_ns) if worker.prompt_tokens else 0.0
+
+    def _compute(self, worker: Worker, tokens: int, past: int) -> tuple[float, float]:
+        """Seconds that so many prompt tokens take, and what of it a batch that decodes there loses
+        by them."""
+        info, costs, sequences = worker.info, self._costs, worker.decoding_now
+        if not sequences or tokens <= 0:
+            return costs.prompt_s(info, tokens, past), 0.0
+        steps, each = worker.chunks(tokens)
+        bare_s = costs.step_s(info, sequences, worker.context_tokens)
+        mixed_s = costs.step_s(info, sequences, worker.context_tokens, each)
+        return steps * mixed_s, steps * (mixed_s - bare_s)
 
     def _steps(self, worker: Worker) -> _Steps:
         if (found := self._decode.get(worker)) is None:
             info, many = worker.info, worker.decoding_sequences
             context = worker.context_tokens
             found = self._decode[worker] = _Steps(
-                self._costs.step_s(info, many, context),
-                self._costs.step_s(info, many + 1, context + self._given),
+                self._costs.itl_s(info, many, context),
+                self._costs.itl_s(info, many + 1, context + self._given),
             )
         return found
 
 
 class _FirstToken(NamedTuple):
     """there: tokens whose KV is at the worker, or is loaded. queue_s: what others and loading take
-    first; prefill_s: what is left of the prompt."""
+    first; prefill_s: what is left of the prompt, and stall_s: how much longer than without it the
+    steps are meanwhile of a batch that decodes there."""
 
     there: int
     queue_s: float
     prefill_s: float
+    stall_s: float
 
     @property
     def seconds(self) -> float:
@@ -215,6 +241,18 @@ class _Steps(NamedTuple):
 
     before_s: float
     joined_s: float
+
+
+def _gives(worker: Worker, free: bool) -> bool:
+    """Whether it prefills for others. free: whatever its role says of one worker's doing both."""
+    role = worker.info.role
+    return role is Role.PREFILL or (free and role is Role.AGGREGATED)
+
+
+def _takes(worker: Worker, free: bool) -> bool:
+    """Whether it decodes what others have prefilled."""
+    role = worker.info.role
+    return role is Role.DECODE or (free and role is Role.AGGREGATED)
 
 
 def _busy(worker: Worker) -> float:

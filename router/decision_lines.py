@@ -31,7 +31,7 @@ from router.decision_log import (
 )
 
 FORMAT = "eastwest decisions"
-VERSION = 1
+VERSION = 2
 
 _Whole = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
 _Count = Annotated[int, Field(ge=0, le=1 << 53)]
@@ -39,7 +39,7 @@ _Finite = Annotated[float, Field(ge=0, le=1e18)]
 _Factor = Annotated[float, Field(gt=0, le=1e18)]
 _Numbers = tuple[_Whole, ...]
 # What is seen of a worker by itself: numbers, last report, pace.
-_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor, _Factor]]
+_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor, _Factor, _Factor]]
 
 _INFO = TypeAdapter(WorkerInfo)
 _SLO_FIELDS = tuple(f.name for f in fields(Slo))

@@ -28,7 +28,7 @@ from router.placement import Known, Placement
 # What policies read of a worker, besides what it says of itself once; and of its last report.
 WORKER_NUMBERS = (
     "prompt_tokens", "sequences", "context_tokens", "asked_blocks", "granted_blocks",
-    "foreign_tokens", "foreign_sequences",
+    "foreign_tokens", "foreign_sequences", "decoding", "prompts_ns", "budget",
 )  # fmt: skip
 LOAD_NUMBERS = ("free_blocks", "cached_blocks", "sessions_inactive")
 _numbers_of = attrgetter(*WORKER_NUMBERS)
@@ -54,7 +54,7 @@ class Sight(NamedTuple):
     numbers: tuple[int, ...]
     load: tuple[int, ...] | None
     known: tuple[int, int]
-    pace: tuple[float, float, float]
+    pace: tuple[float, float, float, float]
 
 
 class Choice(NamedTuple):

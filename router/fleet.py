@@ -15,6 +15,7 @@ Load is an estimate: what the worker last reported, and what this router has pla
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,6 +26,9 @@ from eastwest.messages import Abort, Command, Load, WorkerInfo
 from eastwest.types import Liveness, Role
 from router.requests import Action, Request, Send
 
+# Chunks are rounded to so many tokens, so that few sizes are predicted.
+_GRAIN = 64
+
 
 class Share(NamedTuple):
     """What one request adds to one worker's load."""
@@ -33,6 +37,7 @@ class Share(NamedTuple):
     sequences: int = 0
     asked_blocks: int = 0
     context_tokens: int = 0
+    decoding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,10 @@ class Worker:
 
     Of this router's requests: prompt_tokens are to be prefilled here; sequences decode here, or
     will, with context_tokens that they began with; asked_blocks are reservations not answered yet;
-    granted_blocks those answered since the last report, less what has ended since. foreign_*: what
+    granted_blocks those answered since the last report, less what has ended since. Of the
+    sequences, `decoding` have begun to, by these `targets` of time per token. prompts_ns: when the
+    prompts that wait here had the worker to themselves. budget: prompt tokens of a step that
+    decodes, see `router.budgets`; told_budget: what the worker was told last. foreign_*: what
     the last report held beyond that, the work of other routers. orphans: work to abort if a silent
     worker speaks again. kind: workers of one kind can feed each other: they serve the same model.
     """
@@ -67,6 +75,11 @@ class Worker:
     context_tokens: int = 0
     asked_blocks: int = 0
     granted_blocks: int = 0
+    decoding: int = 0
+    targets: Counter[float] = field(default_factory=Counter)
+    prompts_ns: int = 0
+    budget: int = field(init=False)
+    told_budget: int = field(init=False)
     foreign_tokens: int = 0
     foreign_sequences: int = 0
     orphans: list[str] = field(default_factory=list)
@@ -74,6 +87,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.kind = self.info.model.fingerprint
+        self.budget = self.told_budget = self.info.step_tokens
 
     def __str__(self) -> str:
         return f"{self.info.role} worker {self.info.worker_id}"
@@ -107,6 +121,21 @@ class Worker:
     def decoding_sequences(self) -> int:
         """Sequences that a new one would share decode steps with."""
         return self.sequences + self.foreign_sequences
+
+    @property
+    def decoding_now(self) -> int:
+        """Sequences whose steps a prompt here shares."""
+        return self.decoding + self.foreign_sequences
+
+    @property
+    def tpot_s(self) -> float | None:
+        """The tightest target of those that decode; None where none does."""
+        return min(self.targets, default=None)
+
+    def chunks(self, tokens: int) -> tuple[int, int]:
+        """Steps that prompts of so many tokens take beside a running batch, and tokens of each."""
+        steps = -(-tokens // self.budget)
+        return steps, -(-tokens // steps // _GRAIN) * _GRAIN
 
     def blocks_of(self, request: Request) -> int:
         """KV blocks of the request's prompt and output on this worker."""
@@ -148,6 +177,18 @@ class Worker:
         self.asked_blocks -= blocks
         self.granted_blocks += blocks
 
+    def begin(self, tpot_s: float) -> None:
+        """A sequence with this target has its first token."""
+        self.decoding += 1
+        self.targets[tpot_s] += 1
+
+    def end(self, tpot_s: float) -> None:
+        """It takes part no more."""
+        self.decoding -= 1
+        self.targets[tpot_s] -= 1
+        if not self.targets[tpot_s]:
+            del self.targets[tpot_s]
+
     def release(self, blocks: int, context_tokens: int, *, granted: bool) -> None:
         """A reservation, made or only asked for, is over; there may be room again."""
         self.sequences -= 1
@@ -175,6 +216,7 @@ class Worker:
         assert self.sequences == total.sequences
         assert self.asked_blocks == total.asked_blocks
         assert self.context_tokens == total.context_tokens
+        assert self.decoding == total.decoding == self.targets.total()
         assert not (self.up and self.silent)
         assert self.silent or not self.orphans
 

@@ -145,9 +145,9 @@ class KvView:
 
     # Requests.
 
-    def known(self, request: Request, waiting: int) -> KnownPrefixes:
+    def known(self, request: Request, waiting: int, now_ns: int) -> KnownPrefixes:
         """What is known of its prompt now; looked up when asked."""
-        return KnownPrefixes(self, request, waiting)
+        return KnownPrefixes(self, request, waiting, now_ns)
 
     def forget(self, request_id: str) -> None:
         """The request has ended. Idempotent."""
@@ -199,8 +199,9 @@ class KvView:
 class KnownPrefixes:
     """Implements `router.placement.Known` for one request, as of when it is asked."""
 
-    def __init__(self, view: KvView, request: Request, waiting: int) -> None:
+    def __init__(self, view: KvView, request: Request, waiting: int, now_ns: int) -> None:
         self.waiting = waiting
+        self.now_ns = now_ns
         self._view = view
         self._request = request
         self._found: dict[tuple[str, int], dict[Holder, int]] = {}

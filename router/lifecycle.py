@@ -127,7 +127,8 @@ class Lifecycle:
         output = self._output()
         self.state = State.RESERVING
         given_tokens = len(request.prompt) + len(output)
-        self.attempt = Attempt(work_id, placement, given_tokens, bool(output), now_ns)
+        tpot_s = request.slo.tpot_s
+        self.attempt = Attempt(work_id, placement, given_tokens, bool(output), tpot_s, now_ns)
         self.attempt.ask()
         if not output:
             self.marks.dispatched_ns = now_ns
@@ -159,7 +160,7 @@ class Lifecycle:
             self._overdone(worker, out)
             return
         self.state = State.DECODING
-        attempt.fill()
+        attempt.fill(now_ns)
         if attempt.resumed:
             self._resumed(event, now_ns)
         else:

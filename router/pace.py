@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from eastwest.clock import ns, seconds
 from eastwest.messages import Prefilled, SequenceOutput, WorkerInfo
@@ -20,6 +20,8 @@ from router.fleet import Worker
 
 # What older work still counts after another piece was measured.
 _KEPT = 0.95
+# Prompts come and go within the life of a sequence: what it sees of them is a longer mean.
+_KEPT_TOKEN = 0.99
 # Until so many predicted seconds were measured, the prediction counts as if it were right.
 _TRUST_S = 0.25
 # Loads are short where a store is as fast as it is thought to be: one that is slow shows at once.
@@ -48,6 +50,7 @@ class Correction:
 
     measured_s: float = _TRUST_S
     predicted_s: float = _TRUST_S
+    kept: float = _KEPT
 
     @property
     def factor(self) -> float:
@@ -55,7 +58,7 @@ class Correction:
 
     def learn(self, measured_s: float, predicted_s: float) -> None:
         """A piece of work took so long."""
-        kept = _KEPT if self.predicted_s > _TRUST_S else 1.0
+        kept = self.kept if self.predicted_s > _TRUST_S else 1.0
         self.measured_s = self.measured_s * kept + measured_s
         self.predicted_s = self.predicted_s * kept + predicted_s
 
@@ -66,15 +69,29 @@ class Correction:
 
 @dataclass(slots=True)
 class _Paces:
-    """Of one worker. latest: measured over predicted of its latest prompts, the last one at
-    computed_ns. stepped_ns: when its last step was heard of, where sequences went on."""
+    """Of one worker. step: of decode steps by themselves; token: of all of them, with the prompts
+    that some have beside them. latest: measured over predicted of its latest prompts, the last one
+    at computed_ns. stepped_ns: when its last step was heard of, where sequences went on; alone: when
+    no prompt was there."""
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)
+    token: Correction = field(default_factory=lambda: Correction(kept=_KEPT_TOKEN))
     load: Correction = field(default_factory=lambda: Correction(_TRUST_LOAD_S, _TRUST_LOAD_S))
     latest: deque[float] = field(default_factory=lambda: deque(maxlen=_BEST_OF))
     computed_ns: int = 0
     stepped_ns: int | None = None
+    alone: bool = True
+
+
+class Factors(NamedTuple):
+    """Measured over predicted: of prompts, of decode steps by themselves, of loading stored KV, and
+    of decode steps with all that runs beside them."""
+
+    prompt: float
+    step: float
+    load: float
+    token: float
 
 
 class Pace:
@@ -103,10 +120,21 @@ class Pace:
             return None
         return self._costs.prompt_s(worker, new_tokens, past_tokens) * min(paces.latest)
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
         """See the protocol."""
-        predicted = self._costs.step_s(worker, sequences, context_tokens)
-        return predicted * self._of(worker).step.factor
+        paces = self._of(worker)
+        bare_s = self._costs.step_s(worker, sequences, context_tokens)
+        if not prompt_tokens:
+            return bare_s * paces.step.factor
+        mixed_s = self._costs.step_s(worker, sequences, context_tokens, prompt_tokens)
+        return bare_s * paces.step.factor + (mixed_s - bare_s) * paces.prompt.factor
+
+    def itl_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        """From one token of each sequence to the next, with what prompts have taken of late."""
+        bare_s = self._costs.step_s(worker, sequences, context_tokens)
+        return bare_s * self._of(worker).token.factor
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
@@ -116,10 +144,11 @@ class Pace:
         """See the protocol."""
         return self._costs.transfer_s(source, target, tokens)
 
-    def factors(self, worker: WorkerInfo) -> tuple[float, float, float]:
-        """Measured over predicted: of prompts, of decode steps, and of loading stored KV."""
+    def factors(self, worker: WorkerInfo) -> Factors:
+        """Measured over predicted."""
         paces = self._of(worker)
-        return paces.prompt.factor, paces.step.factor, paces.load.factor
+        corrections = (paces.prompt, paces.step, paces.load, paces.token)
+        return Factors(*[correction.factor for correction in corrections])
 
     def described(self, worker: WorkerInfo) -> Mapping[str, Any] | None:
         """What the costs themselves can be made of again, where they say."""
@@ -130,15 +159,24 @@ class Pace:
     def prefilled(self, attempt: Attempt, event: Prefilled, now_ns: int) -> None:
         """A prompt is computed. Where stored KV was not loaded, for that was thought to be slow, it
         is less sure that it still is; or nobody would ever find out."""
-        info, computed = attempt.prefill.info, event.computed_tokens
+        worker, computed = attempt.prefill, event.computed_tokens
+        info = worker.info
         meet = attempt.placement.meet_tokens
-        self.loaded(attempt.prefill, event.loaded_tokens, event.load_ns)
+        self.loaded(worker, event.loaded_tokens, event.load_ns)
         if meet >= attempt.given_tokens:
             self._of(info).load.doubt()
         elif meet and event.loaded_tokens:
             return  # it was waited for what was loaded meanwhile
-        predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
-        paces, measured_s = self._of(info), seconds(event.prefill_ns)
+        if (sequences := worker.decoding_now) and computed:
+            # Every chunk has shared its step with the running batch.
+            steps, each = worker.chunks(computed)
+            context = worker.context_tokens
+            predicted = steps * self._costs.step_s(info, sequences, context, each)
+        else:
+            predicted = self._costs.prompt_s(info, computed, attempt.given_tokens - computed)
+        paces = self._of(info)
+        # The first step of a prompt that comes behind another one has that one's end.
+        measured_s = seconds(min(event.prefill_ns, now_ns - worker.prompts_ns))
         paces.prompt.learn(measured_s, predicted)
         if predicted > 0:
             paces.latest.append(measured_s / predicted)
@@ -151,28 +189,33 @@ class Pace:
             self._of(worker.info).load.learn(seconds(load_ns), predicted)
 
     def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
-        """A decode step is over. Called for every one: only steps that follow each other without
-        prompts between them say how long one takes."""
+        """A decode step is over. Called for every one: steps that follow each other say how long
+        one takes; by itself, where no prompt waits between them."""
         paces = self._of(worker.info)
-        before = paces.stepped_ns
+        before, alone = paces.stepped_ns, worker.waiting_tokens == 0
         going_on = any(output.finish is None for output in outputs)
-        alone = worker.waiting_tokens == 0
-        paces.stepped_ns = now_ns if going_on and alone else None
-        if before is None or not alone:
+        paces.stepped_ns = now_ns if going_on else None
+        by_itself, paces.alone = alone and paces.alone, alone
+        if before is None:
             return
-        predicted = self._costs.step_s(worker.info, len(outputs), worker.context_tokens)
-        longest = _GAP_STEPS * predicted * paces.step.factor
-        paces.step.learn(min(seconds(now_ns - before), longest), predicted)
+        info, many, context = worker.info, len(outputs), worker.context_tokens
+        predicted = self._costs.step_s(info, many, context)
+        measured = seconds(now_ns - before)
+        if by_itself:
+            longest = _GAP_STEPS * predicted * paces.step.factor
+            paces.step.learn(min(measured, longest), predicted)
+        else:
+            longest = _GAP_STEPS * self.step_s(info, many, context, worker.budget)
+        paces.token.learn(min(measured, longest), predicted)
 
     def ended(self, output_tokens: int) -> None:
         """An answer is complete."""
         self.usual_output += _OUTPUT_SMOOTHING * (output_tokens - self.usual_output)
 
-    def recall(self, worker: WorkerInfo, prompt: float, step: float, load: float) -> None:
+    def recall(self, worker: WorkerInfo, factors: Factors) -> None:
         """Go by these `factors`, which were found before."""
-        self._paces[worker.worker_id] = _Paces(
-            Correction(prompt, 1.0), Correction(step, 1.0), Correction(load, 1.0)
-        )
+        prompt, step, load, token = (Correction(factor, 1.0) for factor in factors)
+        self._paces[worker.worker_id] = _Paces(prompt, step, token, load)
 
     def forget(self, worker: Worker) -> None:
         """The worker has left; another incarnation may be of another make."""
@@ -202,9 +245,13 @@ class NominalCosts:
         steps = -(-new_tokens // worker.step_tokens)
         return steps * self.STEP_S + new_tokens * self.TOKEN_S
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
-        """See the protocol: a step, and the sequences."""
-        return self.STEP_S + sequences * self.SEQUENCE_S if sequences else 0.0
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
+        """See the protocol: a step, the sequences and the prompt's tokens."""
+        if not sequences:
+            return 0.0
+        return self.STEP_S + sequences * self.SEQUENCE_S + prompt_tokens * self.TOKEN_S
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         """See the protocol: a look-up, and bytes at a fixed rate."""

@@ -71,13 +71,16 @@ class Placement:
 
 
 class Known(Protocol):
-    """What is known around a request. waiting: how many requests wait, this one included.
+    """What is known around a request. waiting: how many requests wait, this one included. now_ns:
+    when it is asked.
 
     Of its prompt on workers there are hints, which may be late or wrong. Asking for the first time
     costs a look-up, so ask when something depends on it."""
 
     @property
     def waiting(self) -> int: ...
+    @property
+    def now_ns(self) -> int: ...
 
     def cached_tokens(self, worker: Worker) -> int:
         """Leading prompt tokens whose KV is in the worker's memory."""

@@ -34,7 +34,7 @@ class Placer:
     def place(self, life: Lifecycle, waiting: int, now_ns: int) -> Placement | None:
         """Where the request goes now, or None: nowhere yet. waiting: requests that wait."""
         willing = self._willing(life, now_ns)
-        known = self._kv.known(life.request, waiting)
+        known = self._kv.known(life.request, waiting, now_ns)
         placement = self.policy.place(life.request, willing, known)
         if placement is not None:
             given = len(life.request.prompt) + life.output_tokens
@@ -52,7 +52,7 @@ class Placer:
         full, prefill = attempt.decode, attempt.prefill
         if not attempt.placement.leave_stored:
             return None
-        known = self._kv.known(life.request, waiting)
+        known = self._kv.known(life.request, waiting, now_ns)
         others = [w for w in self._willing(life, now_ns) if w is not full]
         # It does not wait for itself.
         prefill.prompt_tokens -= attempt.to_compute_tokens

@@ -25,6 +25,7 @@ from eastwest.messages import (
 )
 from eastwest.ports import ServingCosts
 from router.admission import Admission
+from router.budgets import Budgets
 from router.decision_log import DecisionLog, Write
 from router.decisions import Decisions
 from router.drains import Drains
@@ -73,6 +74,7 @@ class Scheduler:
         self._queue = FairQueue()
         foresight = Foresight(self._pace, self._fleet, self._kv)
         self._admission = Admission(config, self._queue, self._fleet, foresight)
+        self._budgets = Budgets(self._pace)
         self._timers = Timers()
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}
@@ -277,11 +279,10 @@ class Scheduler:
                 self._kv.reserved(attempt, event)
                 self._pace.loaded(worker, event.loaded_tokens, event.load_ns)
         elif isinstance(event, Prefilled):
-            life.prefilled(worker, event, now_ns, out)
-            if state is State.PREFILLING and life.state is not state:
-                assert attempt is not None
+            if state is State.PREFILLING and attempt is not None and worker is attempt.prefill:
                 self._kv.prefilled(attempt, event)
                 self._pace.prefilled(attempt, event, now_ns)
+            life.prefilled(worker, event, now_ns, out)
         else:
             life.failed(worker, event, out)
             if event.code is ErrorCode.OVERLOADED:
@@ -312,6 +313,8 @@ class Scheduler:
         """Bring queue, timers and tables in line with a life that an input may have moved. True
         where it has left its workers."""
         request_id = life.request.request_id
+        if life.attempt is not None:
+            self._budgets.touch(life.attempt.decode)
         if life.state is State.ENDED:
             self._forget(life, now_ns)
             return True
@@ -342,13 +345,15 @@ class Scheduler:
             self._pace.ended(life.output_tokens)
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
-        """Place requests, from the head of the queue, as long as there is room."""
+        """Place requests, from the head of the queue, as long as there is room; then budgets follow
+        what decodes."""
         while (
             len(self._queue)
             and self._active < self._config.active_max
             and self._dispatch_one(now_ns, out)
         ):
             pass
+        self._budgets.tell(out)
 
     def _dispatch_one(self, now_ns: int, out: list[Action]) -> bool:
         """Place the first candidate that can be, or end one that cannot; False where neither."""
@@ -377,6 +382,7 @@ class Scheduler:
         self._attempts += 1
         life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
         self._works[life.work_id] = life
+        self._budgets.touch(placement.prefill)
 
     def check_integrity(self) -> None:
         """Assert that tables, queue, timers and load estimates agree."""

@@ -33,8 +33,8 @@ class StepResult:
 class StepSource(Protocol):
     """Called on the event loop, alternately: one `plan`, then one `apply` or `failed`."""
 
-    def plan(self) -> list[StepRow]:
-        """Rows for the next step; empty for none."""
+    def plan(self, beside: int) -> list[StepRow]:
+        """Rows for the next step, which has `beside` of other sources already; empty for none."""
 
     def apply(self, result: StepResult) -> None:
         """The rows of the last plan have run."""
@@ -80,7 +80,7 @@ class Stepping(ABC):
         batch: list[StepRow] = []
         shares = self._shares
         for source in self._sources:
-            if rows := source.plan():
+            if rows := source.plan(len(batch)):
                 batch += rows
                 shares.append((source, len(rows)))
         self._started_ns = self._clock.now_ns()

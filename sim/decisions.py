@@ -27,7 +27,7 @@ from router.decision_lines import Gap, Header
 from router.decision_log import Asked, Choice, Ended, Sight, Subject, recall
 from router.decision_log_file import LogReader
 from router.fleet import Worker
-from router.pace import NominalCosts, Pace
+from router.pace import Factors, NominalCosts, Pace
 from router.placement import Candidate, Placement
 from router.policies import policy_of
 from router.requests import Request
@@ -181,9 +181,8 @@ class _Bench:
         """The recorded answer, and the policy's."""
         self._pace.usual_output = asked.usual_output
         workers = [self._worker(sight) for sight in asked.seen]
-        known = _LoggedKnown(
-            asked.waiting, {w: s.known for w, s in zip(workers, asked.seen, strict=True)}
-        )
+        tokens = {w: s.known for w, s in zip(workers, asked.seen, strict=True)}
+        known = _LoggedKnown(asked.waiting, asked.at_ns, tokens)
         request = _request(asked)
         placement = self._policy.place(request, workers, known)
         again = None if placement is None else _choice(placement, workers)
@@ -207,7 +206,7 @@ class _Bench:
             worker = self._workers[subject] = Worker(subject.info, heard_ns=0)
             self._costs.add(subject)
         recall(worker, sight)
-        self._pace.recall(subject.info, *sight.pace)
+        self._pace.recall(subject.info, Factors(*sight.pace))
         return worker
 
 
@@ -231,9 +230,11 @@ class _LoggedCosts:
         """See the protocol."""
         return self._of(worker).prompt_s(worker, new_tokens, past_tokens)
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
         """See the protocol."""
-        return self._of(worker).step_s(worker, sequences, context_tokens)
+        return self._of(worker).step_s(worker, sequences, context_tokens, prompt_tokens)
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
@@ -261,6 +262,7 @@ class _LoggedKnown:
     """Is `router.placement.Known`."""
 
     waiting: int
+    now_ns: int
     tokens: Mapping[Worker, tuple[int, int]]
 
     def cached_tokens(self, worker: Worker) -> int:

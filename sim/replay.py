@@ -17,7 +17,7 @@ from eastwest.clock import ns
 from eastwest.config import Config, KVConfig, PoolConfig, RouterConfig
 from eastwest.errors import ConfigError
 from eastwest.layout import KVSpec
-from eastwest.types import Role, SamplingParams
+from eastwest.types import Role, SamplingParams, Slo
 from planner.cost import CostModel
 from planner.memory import kv_per_token
 from planner.serving import PlannedCosts
@@ -119,9 +119,10 @@ def replay(
     speed: float = 1.0,
     policy: PlacementPolicy | None = None,
     write: Write | None = None,
+    slo: Slo | None = None,
 ) -> Replayed:
     """Run a trace to its end. speed: how much faster than recorded requests come. write: takes the
-    entries of the router's decision log. Deterministic."""
+    entries of the router's decision log. slo: what requests ask for. Deterministic."""
     loop = VirtualLoop()
 
     async def run() -> Replayed:
@@ -130,7 +131,7 @@ def replay(
         cluster.start()
         for number, (at_s, row) in enumerate(_spread(rows, rng)):
             await asyncio.sleep(max(0.0, at_s / speed - loop.time()))
-            cluster.submit(_request(number, row, cluster.clock.now_ns()))
+            cluster.submit(_request(number, row, cluster.clock.now_ns(), slo or Slo()))
         await cluster.quiet()
         result = _result(cluster, loop.time())
         await cluster.close()
@@ -165,7 +166,7 @@ def _result(cluster: Cluster, span_s: float) -> Replayed:
     )
 
 
-def _request(number: int, row: TraceRow, now_ns: int) -> Request:
+def _request(number: int, row: TraceRow, now_ns: int, slo: Slo) -> Request:
     return Request(
         request_id=f"r{number}",
         salt="",
@@ -175,6 +176,7 @@ def _request(number: int, row: TraceRow, now_ns: int) -> Request:
         max_tokens=row.osl,
         accepted_ns=now_ns,
         deadline_ns=now_ns + ns(_DEADLINE_S),
+        slo=slo,
     )
 
 

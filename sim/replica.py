@@ -26,6 +26,7 @@ from eastwest.messages import (
     RankEndpoint,
     Reserve,
     ResyncKv,
+    StepBudget,
     Ticket,
     WorkerInfo,
 )
@@ -180,6 +181,8 @@ class SimulatedReplica:
                 self.decode.abort(command.request_id)
             case ResyncKv():
                 self.tell_whole(router_id)
+            case StepBudget():
+                self.prefill.spend(router_id, command)
             case Heartbeat():
                 until = self._clock.now_ns() + ns(self._config.kv.lease_s)
                 self.holdings.ledger.renew_router(router_id, until)

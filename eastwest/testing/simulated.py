@@ -35,6 +35,7 @@ from eastwest.messages import (
     Reserve,
     Reserved,
     SequenceOutput,
+    StepBudget,
     Stepped,
     Ticket,
     Undrain,
@@ -216,7 +217,7 @@ class SimulatedWorker:
             case Abort():
                 self.reserved.pop(command.request_id, None)
                 self.prefilling.pop(command.request_id, None)
-            case Heartbeat():
+            case Heartbeat() | StepBudget():
                 pass
             case Drain():
                 self._drain(round(command.timeout_s * 1e9))

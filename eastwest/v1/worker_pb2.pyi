@@ -32,7 +32,7 @@ class Commands(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv", "drain", "undrain", "dismiss")
+    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv", "drain", "undrain", "dismiss", "step_budget")
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Command(_message.Message):
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     UNDRAIN_FIELD_NUMBER: _ClassVar[int]
     DISMISS_FIELD_NUMBER: _ClassVar[int]
+    STEP_BUDGET_FIELD_NUMBER: _ClassVar[int]
     reserve: Reserve
     prefill: Prefill
     abort: AbortWork
@@ -49,7 +50,8 @@ class Command(_message.Message):
     drain: Drain
     undrain: Undrain
     dismiss: Dismiss
-    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ...) -> None: ...
+    step_budget: StepBudget
+    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ..., step_budget: _Optional[_Union[StepBudget, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output", "leave_stored")
@@ -146,6 +148,12 @@ class Undrain(_message.Message):
 class Dismiss(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class StepBudget(_message.Message):
+    __slots__ = ("prompt_tokens",)
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
     __slots__ = ("welcome", "events")

@@ -73,6 +73,9 @@ def command_to_wire(command: m.Command) -> worker.Command:
             return worker.Command(undrain=worker.Undrain())
         case m.Dismiss():
             return worker.Command(dismiss=worker.Dismiss())
+        case m.StepBudget():
+            budget = worker.StepBudget(prompt_tokens=command.prompt_tokens)
+            return worker.Command(step_budget=budget)
 
 
 def command_from_wire(wire: worker.Command) -> m.Command:
@@ -117,10 +120,17 @@ def command_from_wire(wire: worker.Command) -> m.Command:
             return m.Undrain()
         case "dismiss":
             return m.Dismiss()
+        case "step_budget":
+            tokens = wire.step_budget.prompt_tokens
+            if not 1 <= tokens <= TOKENS_MAX:
+                raise InvalidArgument(
+                    f"a step budget is {tokens} prompt tokens; allowed: 1 to {TOKENS_MAX}"
+                )
+            return m.StepBudget(tokens)
         case _:
             raise InvalidArgument(
                 "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv, "
-                "drain, undrain, dismiss"
+                "drain, undrain, dismiss, step_budget"
             )
 
 

@@ -65,7 +65,9 @@ class Even:
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         return tokens * 1e-2 * self.load
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
         return 1e-2
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:

@@ -199,7 +199,7 @@ class ViewMachine(RuleBasedStateMachine):
         while pool.wire:
             self.deliver(pool, pool.wire.pop(0))
         expected = leading(pool.chain[: 99 // SIZES[name]], pool.held) * SIZES[name]
-        assert self.view.known(REQUEST, 1).cached_tokens(pool.worker) == expected
+        assert self.view.known(REQUEST, 1, 0).cached_tokens(pool.worker) == expected
         for block_hash in pool.chain:
             own, _ = self.view.holders_of(pool.worker)
             assert (own in self.view.index.holders(block_hash)) == (block_hash in pool.held)

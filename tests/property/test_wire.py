@@ -38,6 +38,7 @@ from eastwest.messages import (
     Reserved,
     ResyncKv,
     SequenceOutput,
+    StepBudget,
     Stepped,
     Ticket,
     TierBlocks,
@@ -100,6 +101,7 @@ COMMANDS = st.one_of(
     st.builds(Drain, FLOAT),
     st.just(Undrain()),
     st.just(Dismiss()),
+    st.builds(StepBudget, st.integers(1, 2**20)),
 )
 FINISH = st.none() | st.sampled_from(FinishReason)
 OUTPUT = st.builds(

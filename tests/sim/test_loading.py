@@ -42,7 +42,9 @@ class Costs:
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         return self.load * (LATENCY_S + tokens * KV.bytes_per_token / self.bytes_per_s)
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
         return 1e-2
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:

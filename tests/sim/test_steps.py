@@ -57,7 +57,7 @@ class Source:
         self._scheduler.remove(name)
         self._steps.after_step(lambda: self._note(f"{name} has left"))
 
-    def plan(self) -> list[StepRow]:
+    def plan(self, beside: int) -> list[StepRow]:
         self._planned = self._scheduler.plan()
         self._note(f"plans {[s.request_id for s in self._planned]}")
         return [sequence.row() for sequence in self._planned]

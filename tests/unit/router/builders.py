@@ -18,6 +18,7 @@ class SomeKnown:
     cached: Mapping[str, int] = field(default_factory=dict)
     waiting: int = 1
     stored: int = 0
+    now_ns: int = 0
 
     def cached_tokens(self, worker: Worker) -> int:
         return self.cached.get(worker.worker_id, 0)

@@ -30,8 +30,15 @@ class SomeCosts:
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
         return new_tokens * self.token_s
 
-    def step_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
-        return self.base_s + sequences * self.sequence_s if sequences else 0.0
+    def step_s(
+        self, worker: WorkerInfo, sequences: int, context_tokens: int, prompt_tokens: int = 0
+    ) -> float:
+        if not sequences:
+            return 0.0
+        return self.base_s + sequences * self.sequence_s + prompt_tokens * self.token_s
+
+    def itl_s(self, worker: WorkerInfo, sequences: int, context_tokens: int) -> float:
+        return self.step_s(worker, sequences, context_tokens)
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         return tokens * self.loading_s
@@ -49,6 +56,14 @@ def a_fleet(roles: Mapping[str, Role] = PAIRS, *, step_tokens: int = 4096) -> di
         name: Worker(a_worker(name, role, step_tokens=step_tokens), 0)
         for name, role in roles.items()
     }
+
+
+def decode(worker: Worker, sequences: int) -> None:
+    """So many sequences decode there."""
+    worker.sequences = 0
+    for _ in range(sequences):
+        worker.sequences += 1
+        worker.begin(REQUEST.slo.tpot_s)
 
 
 def place(
@@ -119,17 +134,18 @@ def test_an_idle_decode_worker_prefills_what_it_mostly_has_or_what_is_dear_to_mo
 
 def test_a_running_batch_is_not_stalled_for_a_prompt() -> None:
     fleet = a_fleet()
-    fleet["d0"].sequences = fleet["d1"].sequences = 50
+    for name in ("d0", "d1"):
+        decode(fleet[name], 50)
     known = SomeKnown({"d1": 200})
     assert placed(fleet, known, conditional=True) == ("p0", "d0")
-    fleet["d1"].sequences = 0
+    fleet["d1"] = a_fleet()["d1"]
     assert placed(fleet, known, conditional=True) == ("d1", "d1")
 
 
 def test_while_many_wait_for_prefill_workers_decode_workers_with_slack_help() -> None:
     fleet = a_fleet()
     for name in ("d0", "d1"):
-        fleet[name].sequences = 5
+        decode(fleet[name], 5)
     for name in ("p0", "p1"):
         fleet[name].prompt_tokens = 2000
     assert placed(fleet, conditional=True)[0] == "p0"
@@ -141,7 +157,7 @@ def test_waiting_for_a_busy_prefill_worker_is_better_than_a_stall_that_costs_mor
     for name in ("p0", "p1"):
         fleet[name].prompt_tokens = 1024  # two steps of it: no more is taken
     for name in ("d0", "d1"):
-        fleet[name].sequences = 60
+        decode(fleet[name], 60)
     assert place(fleet, conditional=True) is None
     fleet["p0"].prompt_tokens = 1023
     assert placed(fleet, conditional=True) == ("p0", "d0")
@@ -152,7 +168,7 @@ def test_what_comes_after_its_target_counts_more_than_what_comes_before() -> Non
     roles = {"a0": Role.AGGREGATED, "a1": Role.AGGREGATED}
     fleet = a_fleet(roles)
     fleet["a0"].prompt_tokens = 1000
-    fleet["a1"].sequences = 20
+    decode(fleet["a1"], 20)
     costs = SomeCosts(sequence_s=1e-2)
     patient = replace(REQUEST, slo=Slo(60.0, 0.1))
     assert placed(fleet, request=patient, costs=costs) == ("a0", "a0")
@@ -163,7 +179,7 @@ def test_what_comes_after_its_target_counts_more_than_what_comes_before() -> Non
 def test_how_much_more_what_is_late_counts_is_a_weight() -> None:
     fleet = a_fleet({"a0": Role.AGGREGATED, "a1": Role.AGGREGATED})
     fleet["a0"].prompt_tokens = 1000  # the first token would be late
-    fleet["a1"].sequences = 20  # whose steps would all be longer
+    decode(fleet["a1"], 20)  # whose steps would all be longer
     costs, request = SomeCosts(sequence_s=1e-2), replace(REQUEST, slo=Slo(1.5, 2.0))
     assert placed(fleet, request=request, costs=costs) == ("a1", "a1")
     assert placed(fleet, request=request, costs=costs, weights=Weights(late=0)) == ("a0", "a0")
@@ -172,7 +188,7 @@ def test_how_much_more_what_is_late_counts_is_a_weight() -> None:
 def test_lax_targets_of_its_own_do_not_make_the_time_of_others_cheap() -> None:
     fleet = a_fleet({"p0": Role.PREFILL, "d0": Role.DECODE})
     fleet["p0"].prompt_tokens = 500
-    fleet["d0"].sequences = 5
+    decode(fleet["d0"], 5)
     lax = replace(REQUEST, slo=Slo(1.0, 100.0))
     assert placed(fleet, request=lax, conditional=True) == ("d0", "d0")
     lax = replace(lax, usual_slo=Slo(1.0, 0.1))

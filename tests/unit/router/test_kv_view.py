@@ -39,15 +39,15 @@ def test_the_last_token_of_a_prompt_is_never_one_that_is_there() -> None:
     view = a_view(worker)
     view.hear(worker, says(1, Tier.DEVICE, 6), [])
     whole_blocks = replace(REQUEST, request_id="r2", prompt=REQUEST.prompt[:96])
-    assert view.known(REQUEST, 1).cached_tokens(worker) == 96
-    assert view.known(whole_blocks, 1).cached_tokens(worker) == 80
+    assert view.known(REQUEST, 1, 0).cached_tokens(worker) == 96
+    assert view.known(whole_blocks, 1, 0).cached_tokens(worker) == 80
 
 
 def test_another_salt_has_no_block_in_common() -> None:
     worker = Worker(a_worker(), 0)
     view = a_view(worker)
     view.hear(worker, says(1, Tier.DEVICE, 6), [])
-    assert view.known(replace(REQUEST, request_id="r2", salt="b"), 1).cached_tokens(worker) == 0
+    assert view.known(replace(REQUEST, request_id="r2", salt="b"), 1, 0).cached_tokens(worker) == 0
 
 
 def test_what_is_stored_can_be_loaded_by_workers_of_the_same_form_only() -> None:
@@ -55,16 +55,16 @@ def test_what_is_stored_can_be_loaded_by_workers_of_the_same_form_only() -> None
     other = Worker(a_worker("d2", model=a_model(kv_dtype="bfloat16")), 0)
     view = a_view(writer, reader, other)
     view.hear(writer, says(1, Tier.EXTERNAL, 3), [])
-    known = view.known(REQUEST, 1)
+    known = view.known(REQUEST, 1, 0)
     assert [known.reusable_tokens(w) for w in (writer, reader, other)] == [48, 48, 0]
     assert known.cached_tokens(reader) == 0
     view.leave(writer)
-    assert view.known(REQUEST, 1).reusable_tokens(reader) == 48
+    assert view.known(REQUEST, 1, 0).reusable_tokens(reader) == 48
     gone = TierBlocks(Tier.EXTERNAL, CHAIN[1:2])
     view.hear(reader, KvEvents(1, removed=(gone,)), [])
-    assert view.known(REQUEST, 1).reusable_tokens(reader) == 16
+    assert view.known(REQUEST, 1, 0).reusable_tokens(reader) == 16
     view.hear(reader, KvEvents(2, cleared=(Tier.EXTERNAL,)), [])
-    assert view.known(REQUEST, 1).reusable_tokens(reader) == 0
+    assert view.known(REQUEST, 1, 0).reusable_tokens(reader) == 0
 
 
 def test_what_is_stored_is_heard_even_out_of_step() -> None:
@@ -72,7 +72,7 @@ def test_what_is_stored_is_heard_even_out_of_step() -> None:
     view, out = a_view(worker), list[Action]()
     view.hear(worker, says(5, Tier.EXTERNAL, 3), out)
     assert out == [Send("d0", 1, ResyncKv())]
-    assert view.known(REQUEST, 1).reusable_tokens(worker) == 48
+    assert view.known(REQUEST, 1, 0).reusable_tokens(worker) == 48
 
 
 def test_a_worker_that_clears_one_of_its_tiers_is_asked_for_the_other() -> None:
@@ -82,7 +82,7 @@ def test_a_worker_that_clears_one_of_its_tiers_is_asked_for_the_other() -> None:
     view.hear(worker, KvEvents(2, cleared=(Tier.HOST,)), out)
     assert [action.command for action in out if isinstance(action, Send)] == [ResyncKv()]
     view.hear(worker, says(2, Tier.DEVICE, 3, whole=True), out)
-    assert view.known(REQUEST, 1).cached_tokens(worker) == 48
+    assert view.known(REQUEST, 1, 0).cached_tokens(worker) == 48
 
 
 def test_a_load_report_shows_that_the_last_events_were_missed() -> None:

@@ -15,6 +15,8 @@ from router.placement import Placement
 
 TOKEN = SampledToken(5)
 
+LATER = ns(1e6)
+
 
 def a_pair() -> tuple[Worker, Worker]:
     return (
@@ -24,9 +26,9 @@ def a_pair() -> tuple[Worker, Worker]:
 
 
 def prefilled(pace: Pace, pair: tuple[Worker, Worker], seconds: float) -> None:
-    attempt = Attempt("w", Placement(*pair, blocks=1), given_tokens=1000, resumed=False)
+    attempt = Attempt("w", Placement(*pair, blocks=1), given_tokens=1000, resumed=False, tpot_s=0.1)
     event = Prefilled("w", TOKEN, None, 0, ns(seconds), computed_tokens=400, loaded_tokens=0)
-    pace.prefilled(attempt, event, 0)
+    pace.prefilled(attempt, event, LATER)
 
 
 def steps(pace: Pace, worker: Worker, gap_s: float, count: int, *, last: bool = False) -> None:
@@ -58,8 +60,8 @@ def test_the_scale_is_found_wherever_it_is(speed: float) -> None:
 
 def loaded(pace: Pace, pair: tuple[Worker, Worker], seconds: float) -> None:
     placement = Placement(*pair, blocks=1, meet_tokens=200)
-    attempt = Attempt("w", placement, given_tokens=1000, resumed=False)
-    pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(9.0), 600, 400, ns(seconds)), 0)
+    attempt = Attempt("w", placement, given_tokens=1000, resumed=False, tpot_s=0.1)
+    pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(9.0), 600, 400, ns(seconds)), LATER)
 
 
 def test_loading_is_predicted_to_take_as_long_as_it_did() -> None:
@@ -81,9 +83,9 @@ def test_what_is_not_loaded_for_it_was_slow_is_tried_again_some_day() -> None:
         loaded(pace, pair, 1000 * nominal)
     assert pace.load_s(pair[0].info, 400) > 500 * nominal
     placement = Placement(*pair, blocks=1, meet_tokens=1000)
-    attempt = Attempt("w", placement, given_tokens=1000, resumed=False)
+    attempt = Attempt("w", placement, given_tokens=1000, resumed=False, tpot_s=0.1)
     for _ in range(200):
-        pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(1.0), 1000, 0), 0)
+        pace.prefilled(attempt, Prefilled("w", TOKEN, None, 0, ns(1.0), 1000, 0), LATER)
     assert pace.load_s(pair[0].info, 400) < 2 * nominal
 
 

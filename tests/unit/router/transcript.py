@@ -51,6 +51,7 @@ from eastwest.messages import (
     Reserved,
     ResyncKv,
     SequenceOutput,
+    StepBudget,
     Stepped,
     Undrain,
     WorkerInfo,
@@ -296,6 +297,8 @@ def _describe_command(command: Command) -> str:
             return "undrain"
         case Dismiss():
             return "dismiss"
+        case StepBudget():
+            return f"spend {command.prompt_tokens} on prompts"
 
 
 def _after(command: Reserve | Prefill) -> str:

@@ -1,0 +1,61 @@
+"""How many prompt tokens a step may have that decodes: a worker's role, as a number.
+
+A prompt computed beside decoding sequences makes their steps longer, one chunk after the other. So
+a worker's budget is the most with which a step is predicted to keep the tightest TPOT target there;
+or, where no prompt at all would, what rides along nearly free: a decode step waits for memory, and
+some tokens more do not show. A worker that decodes nothing spends whole steps on prompts.
+"""
+
+from __future__ import annotations
+
+from eastwest.messages import StepBudget
+from eastwest.ports import ServingCosts
+from eastwest.types import Role
+from router.fleet import Worker
+from router.requests import Action
+
+# Budgets that are chosen from, besides whole steps: few, so that a worker is seldom told another.
+NOTCHES = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+# A step that takes so much of a bare one is nearly free.
+_FREE = 1.2
+
+
+class Budgets:
+    """costs: what steps are predicted by."""
+
+    def __init__(self, costs: ServingCosts) -> None:
+        self._costs = costs
+        self._changed: dict[Worker, None] = {}
+
+    def touch(self, worker: Worker) -> None:
+        """What decodes there may have changed, or a prompt comes."""
+        self._changed[worker] = None
+
+    def tell(self, out: list[Action]) -> None:
+        """Set the budgets of workers that were touched. Told are those that have prompts."""
+        changed, self._changed = self._changed, {}
+        for worker in changed:
+            if worker.info.role is Role.PREFILL or not worker.up:
+                continue
+            worker.budget = self._of(worker)
+            if worker.prompt_tokens and worker.budget != worker.told_budget:
+                worker.told_budget = worker.budget
+                out.append(worker.send(StepBudget(worker.budget)))
+
+    def _of(self, worker: Worker) -> int:
+        most, target_s = worker.info.step_tokens, worker.tpot_s
+        if target_s is None:
+            return most
+        many, context = worker.decoding_now, worker.context_tokens
+        info, costs = worker.info, self._costs
+        limit_s = max(target_s, _FREE * costs.step_s(info, many, context))
+        notches = [notch for notch in NOTCHES if notch < most]
+        low, high = 0, len(notches)
+        while low < high:
+            middle = (low + high) // 2
+            tokens = notches[middle + 1] if middle + 1 < len(notches) else most
+            if costs.step_s(info, many, context, tokens) <= limit_s:
+                low = middle + 1
+            else:
+                high = middle
+        return notches[low] if low < len(notches) else most
