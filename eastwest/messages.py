@@ -108,17 +108,11 @@ class WorkerInfo:
 
     def source(self) -> KvSource:
         """This worker as the one that fills a reservation."""
+        model, layout = self.model, self.layout.of_group
         return KvSource(
-            self.worker_id,
-            self.epoch,
-            self.model.fingerprint,
-            self.layout.of_group,
-            self.model.kv,
-            self.block_tokens,
-            self.host,
-            self.transports,
-            self.protocol_version,
-        )
+            self.worker_id, self.epoch, model.fingerprint, layout, model.kv, self.block_tokens,
+            self.host, self.transports, self.protocol_version,
+        )  # fmt: skip
 
 
 @value

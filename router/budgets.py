@@ -11,6 +11,7 @@ from __future__ import annotations
 from eastwest.messages import StepBudget
 from eastwest.ports import ServingCosts
 from eastwest.types import Role
+from router.attempt import Attempt
 from router.fleet import Worker
 from router.requests import Action
 
@@ -27,9 +28,10 @@ class Budgets:
         self._costs = costs
         self._changed: dict[Worker, None] = {}
 
-    def touch(self, worker: Worker) -> None:
-        """What decodes there may have changed, or a prompt comes."""
-        self._changed[worker] = None
+    def touch(self, attempt: Attempt | None) -> None:
+        """It may have begun, gone on or ended at its workers."""
+        if attempt is not None:
+            self._changed[attempt.prefill] = self._changed[attempt.decode] = None
 
     def tell(self, out: list[Action]) -> None:
         """Set the budgets of workers that were touched. Told are those that have prompts."""

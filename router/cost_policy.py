@@ -1,13 +1,16 @@
 """Places where a request is predicted to do best by its targets, and to do others least harm.
 
-Of each pair it predicts the time to the first token (what waits at the prefill worker, then the
-tokens that have no KV there) and the time per output token (the decode step that it joins, and what
-of the KV's way no compute hides). Each is taken as a share of the request's target; what is beyond
-it counts `Weights.late` times more. What others lose counts alike: the batch that gets one more
-sequence, and those who come for the same prefill worker.
+Of each pair it predicts the time to the first token (what has passed, what waits at the prefill
+worker, then the tokens that have no KV there) and the time per output token (the decode step that
+it joins, as prompts beside it make them of late, and what of the KV's way no compute hides). Each
+is taken as a share of the request's target, which costs the more the nearer it comes to all of it;
+what is beyond counts `Weights.late` times more. What others lose counts alike: the batch that gets
+one more sequence, the one whose steps have the prompt beside them, and those who come for the same
+prefill worker.
 
-A decode worker may also prefill by itself (conditional disaggregation): nothing moves then, but its
-batch waits for the prompt, which is counted.
+Any worker that decodes may also prefill, as far as its budget goes (`router.budgets`): for itself,
+where nothing moves then, or, where it is aggregated, for another one. `conditional` off, roles are
+kept: prefill workers prefill for decode workers, and aggregated ones for themselves.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from router.requests import Request
 
 # Workers that are looked at closely: by their load, and by what they hold.
 _CALM, _HOLDING = 3, 1
+# What a second counts far from its target, and how steeply that grows on the way there.
+_FAR, _STEEP = 0.25, 4
 
 
 class Costs(ServingCosts, Protocol):
@@ -153,7 +158,8 @@ class _View:
             missing = self._given - self._known.cached_tokens(decode)
             moving_s = self._costs.transfer_s(prefill.info, decode.info, missing)
             exposed_s = max(0.0, moving_s - first.prefill_s)
-        own = self._share(first.seconds, slo.ttft_s)
+        waited_s = seconds(self._known.now_ns - self.request.accepted_ns)
+        own = self._share(waited_s + first.seconds, slo.ttft_s)
         own += self._share(steps.joined_s + exposed_s / output, slo.tpot_s)
         before, joined = steps.before_s, steps.joined_s
         others = decode.decoding_sequences * self._loss(before, joined, usual.tpot_s)
@@ -176,9 +182,10 @@ class _View:
         return self._share(after_s, target_s) - self._share(before_s, target_s)
 
     def _share(self, seconds: float, target_s: float) -> float:
-        """Of a target, with what is beyond it counted `Weights.late` times."""
+        """What it costs to take so much of a target: less than in proportion far from it, for
+        nothing is missed there; and more near it, for predictions are not certain."""
         share = seconds / target_s
-        return share + self._late * max(0.0, share - 1)
+        return share * (_FAR + share**_STEEP) + self._late * max(0.0, share - 1)
 
     def _first_token(self, worker: Worker) -> _FirstToken:
         if (found := self._first.get(worker)) is None:

@@ -29,6 +29,7 @@ from router.decision_log import (
     Sight,
     Subject,
 )
+from router.pace import Factors
 
 FORMAT = "eastwest decisions"
 VERSION = 2
@@ -242,7 +243,7 @@ class Decoder:
                 raise ValueError(f"worker {number} is chosen among, and nothing is told of it")
             numbers, load, pace = told
             known = line.known.get(number, (0, 0))
-            seen.append(Sight(self._subjects[number], numbers, load, known, pace))
+            seen.append(Sight(self._subjects[number], numbers, load, known, Factors(*pace)))
         return Asked(
             line.request, line.at_ns, line.waited_ns, line.prompt, line.output, line.max_tokens,
             _slo(line.slo), line.waiting, line.usual_output, tuple(seen), self._choice(line),

@@ -22,7 +22,7 @@ from eastwest.types import Slo
 from eastwest.value import value
 from router.fleet import Worker
 from router.lifecycle import Lifecycle
-from router.pace import Pace
+from router.pace import Factors, Pace
 from router.placement import Known, Placement
 
 # What policies read of a worker, besides what it says of itself once; and of its last report.
@@ -54,7 +54,7 @@ class Sight(NamedTuple):
     numbers: tuple[int, ...]
     load: tuple[int, ...] | None
     known: tuple[int, int]
-    pace: tuple[float, float, float, float]
+    pace: Factors
 
 
 class Choice(NamedTuple):

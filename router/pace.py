@@ -71,8 +71,8 @@ class Correction:
 class _Paces:
     """Of one worker. step: of decode steps by themselves; token: of all of them, with the prompts
     that some have beside them. latest: measured over predicted of its latest prompts, the last one
-    at computed_ns. stepped_ns: when its last step was heard of, where sequences went on; alone: when
-    no prompt was there."""
+    at computed_ns. stepped_ns: when its last step was heard of, where sequences went on; alone:
+    whether no prompt was there."""
 
     prompt: Correction = field(default_factory=Correction)
     step: Correction = field(default_factory=Correction)

@@ -227,10 +227,8 @@ class Scheduler:
 
     def next_wakeup_ns(self) -> int | None:
         """When `tick` must be called, unless an input changes it; None: never."""
-        timer, pulse = self._timers.next_ns(), self._pulse.next_ns
-        if timer is None or pulse is None:
-            return timer if pulse is None else pulse
-        return min(timer, pulse)
+        times = (self._timers.next_ns(), self._pulse.next_ns)
+        return min((at_ns for at_ns in times if at_ns is not None), default=None)
 
     # Views.
 
@@ -313,8 +311,7 @@ class Scheduler:
         """Bring queue, timers and tables in line with a life that an input may have moved. True
         where it has left its workers."""
         request_id = life.request.request_id
-        if life.attempt is not None:
-            self._budgets.touch(life.attempt.decode)
+        self._budgets.touch(life.attempt)
         if life.state is State.ENDED:
             self._forget(life, now_ns)
             return True
@@ -345,14 +342,10 @@ class Scheduler:
             self._pace.ended(life.output_tokens)
 
     def _dispatch(self, now_ns: int, out: list[Action]) -> None:
-        """Place requests, from the head of the queue, as long as there is room; then budgets follow
-        what decodes."""
-        while (
-            len(self._queue)
-            and self._active < self._config.active_max
-            and self._dispatch_one(now_ns, out)
-        ):
-            pass
+        """Place requests, from the head of the queue, as long as there is room; budgets follow."""
+        while len(self._queue) and self._active < self._config.active_max:
+            if not self._dispatch_one(now_ns, out):
+                break
         self._budgets.tell(out)
 
     def _dispatch_one(self, now_ns: int, out: list[Action]) -> bool:
@@ -382,7 +375,7 @@ class Scheduler:
         self._attempts += 1
         life.place(placement, f"{life.request.request_id}#{self._attempts}", now_ns, out)
         self._works[life.work_id] = life
-        self._budgets.touch(placement.prefill)
+        self._budgets.touch(life.attempt)
 
     def check_integrity(self) -> None:
         """Assert that tables, queue, timers and load estimates agree."""

@@ -27,7 +27,7 @@ from router.decision_lines import Gap, Header
 from router.decision_log import Asked, Choice, Ended, Sight, Subject, recall
 from router.decision_log_file import LogReader
 from router.fleet import Worker
-from router.pace import Factors, NominalCosts, Pace
+from router.pace import NominalCosts, Pace
 from router.placement import Candidate, Placement
 from router.policies import policy_of
 from router.requests import Request
@@ -206,7 +206,7 @@ class _Bench:
             worker = self._workers[subject] = Worker(subject.info, heard_ns=0)
             self._costs.add(subject)
         recall(worker, sight)
-        self._pace.recall(subject.info, Factors(*sight.pace))
+        self._pace.recall(subject.info, sight.pace)
         return worker
 
 

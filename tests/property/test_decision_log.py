@@ -23,7 +23,7 @@ from router.decision_log import Asked, DecisionLog, Ended, Entry
 from router.decision_log_file import DecisionLogFile
 from router.fleet import Worker
 from router.lifecycle import Lifecycle
-from router.pace import NominalCosts, Pace
+from router.pace import Factors, NominalCosts, Pace
 from router.policies import policy_of
 from router.requests import Marks, Request
 from sim.decisions import Compared, Replay
@@ -38,7 +38,7 @@ class Question:
     workers: list[Worker] | None
     request: Request
     known: SomeKnown
-    factors: tuple[float, float, float]
+    factors: Factors
     usual_output: float
 
 
@@ -49,7 +49,7 @@ QUESTIONS = st.lists(
         st.none() | fleets(),
         REQUESTS,
         KNOWN,
-        st.tuples(FACTORS, FACTORS, FACTORS),
+        st.builds(Factors, FACTORS, FACTORS, FACTORS, FACTORS),
         st.floats(1, 500),
     ),
     min_size=1,
@@ -77,7 +77,7 @@ def recorded(name: str, questions: list[Question]) -> tuple[Header, list[Entry]]
     for number, question in enumerate(questions):
         workers = workers if question.workers is None else question.workers
         for worker in workers[::2]:
-            pace.recall(worker.info, *question.factors)
+            pace.recall(worker.info, question.factors)
         pace.usual_output = question.usual_output
         placement = policy.place(question.request, workers, question.known)
         request = question.request

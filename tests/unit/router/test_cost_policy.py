@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import pytest
+
+from eastwest.clock import ns
 from eastwest.messages import WorkerInfo
 from eastwest.testing.builders import a_load, a_worker
 from eastwest.types import Role, Slo
@@ -179,8 +182,8 @@ def test_what_comes_after_its_target_counts_more_than_what_comes_before() -> Non
 def test_how_much_more_what_is_late_counts_is_a_weight() -> None:
     fleet = a_fleet({"a0": Role.AGGREGATED, "a1": Role.AGGREGATED})
     fleet["a0"].prompt_tokens = 1000  # the first token would be late
-    decode(fleet["a1"], 20)  # whose steps would all be longer
-    costs, request = SomeCosts(sequence_s=1e-2), replace(REQUEST, slo=Slo(1.5, 2.0))
+    decode(fleet["a1"], 40)  # whose steps would all be longer
+    costs, request = SomeCosts(sequence_s=1e-2), replace(REQUEST, slo=Slo(1.7, 1.0))
     assert placed(fleet, request=request, costs=costs) == ("a1", "a1")
     assert placed(fleet, request=request, costs=costs, weights=Weights(late=0)) == ("a0", "a0")
 
@@ -223,3 +226,55 @@ def test_what_was_considered_is_told_best_first() -> None:
         ("d0", "d0"),
         ("d1", "d1"),
     }
+
+
+def test_an_aggregated_worker_prefills_for_another_where_that_stalls_nobody() -> None:
+    fleet = a_fleet({"a0": Role.AGGREGATED, "a1": Role.AGGREGATED})
+    decode(fleet["a1"], 2)
+    tight = replace(REQUEST, slo=Slo(10.0, 0.02))
+    costs = SomeCosts(sequence_s=1e-3)
+    fleet["a0"].sequences = 6  # which are not there yet
+    assert placed(fleet, request=tight, costs=costs, conditional=True) == ("a0", "a1")
+    assert placed(fleet, request=tight, costs=costs) in {("a0", "a0"), ("a1", "a1")}
+
+
+def test_all_kinds_of_workers_feed_each_other_but_a_decode_worker_feeds_none() -> None:
+    roles = {"a0": Role.AGGREGATED, "d0": Role.DECODE, "p0": Role.PREFILL}
+    placement = place(a_fleet(roles), conditional=True)
+    assert placement is not None
+    pairs = {(c.prefill.worker_id, c.decode.worker_id) for c in placement.considered}
+    assert pairs == {("p0", "d0"), ("p0", "a0"), ("a0", "d0"), ("a0", "a0"), ("d0", "d0")}
+    placement = place(a_fleet(roles))
+    assert placement is not None
+    pairs = {(c.prefill.worker_id, c.decode.worker_id) for c in placement.considered}
+    assert pairs == {("p0", "d0"), ("a0", "a0")}
+
+
+def test_a_prompt_beside_decoding_takes_as_many_steps_as_the_budget_makes_of_it() -> None:
+    fleet = a_fleet({"a0": Role.AGGREGATED})
+    decode(fleet["a0"], 4)
+    fleet["a0"].budget = 256
+    costs = SomeCosts(base_s=0.01)
+    placement = place(fleet, costs=costs)
+    assert placement is not None
+    (only,) = placement.considered
+    # Four chunks of 250 tokens, to the next size.
+    assert only.prefill_s == pytest.approx(4 * (0.01 + 256 * costs.token_s))
+
+
+def test_what_the_prompts_before_have_had_of_the_worker_is_not_waited_for_again() -> None:
+    fleet = a_fleet({"p0": Role.PREFILL, "d0": Role.DECODE})
+    fleet["p0"].prompt_tokens = 500
+    fleet["p0"].prompts_ns = ns(3.0)
+    placement = place(fleet, SomeKnown(now_ns=ns(3.3)))
+    assert placement is not None
+    assert placement.considered[0].queue_s == pytest.approx(0.2)
+
+
+def test_time_that_a_request_has_waited_counts_as_its_own() -> None:
+    fleet = a_fleet({"p0": Role.PREFILL, "d0": Role.DECODE})
+    fresh, late = place(fleet), place(fleet, SomeKnown(now_ns=ns(5.0)))
+    assert fresh is not None
+    assert late is not None
+    assert late.considered[0].own > fresh.considered[0].own
+    assert late.considered[0].prefill_s == fresh.considered[0].prefill_s

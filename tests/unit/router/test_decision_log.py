@@ -19,7 +19,8 @@ from tests.unit.router.builders import a_request
 MS = 1_000_000
 # Of these a policy sees nothing: where they matter, the worker is not shown to it.
 NOT_FOR_POLICIES = {
-    "heard_ns", "liveness", "silent", "draining", "refused_until_ns", "orphans",
+    "heard_ns", "liveness", "silent", "draining", "refused_until_ns", "orphans", "targets",
+    "told_budget",
 }  # fmt: skip
 
 

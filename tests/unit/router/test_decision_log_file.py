@@ -18,6 +18,7 @@ from eastwest.types import Role, Slo
 from router.decision_lines import Gap, Header
 from router.decision_log import Asked, Choice, Ended, Entry, Sight, Subject
 from router.decision_log_file import WAITING_MAX, DecisionLogFile, LogReader
+from router.pace import Factors
 
 HEADER = Header("cost", conditional=True, late=10.0)
 SUBJECTS = [Subject(a_worker("p0", Role.PREFILL), {}), Subject(a_worker("d0"), {})]
@@ -25,7 +26,8 @@ SUBJECTS = [Subject(a_worker("p0", Role.PREFILL), {}), Subject(a_worker("d0"), {
 
 def an_entry(number: int = 1) -> Asked:
     """A question in which everything has changed since the one before."""
-    seen = [Sight(s, (number,) * 7, (number,) * 3, (16, 32), (1.5, 0.5, 2.0)) for s in SUBJECTS]
+    pace = Factors(1.5, 0.5, 2.0, 1.1)
+    seen = [Sight(s, (number,) * 10, (number,) * 3, (16, 32), pace) for s in SUBJECTS]
     slo = Slo(1.0, 0.1)
     return Asked(number, number, 0, 300, 0, 10, slo, 1, 128.0, tuple(seen), Choice(0, 1, 20))
 
@@ -144,7 +146,7 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("line", "change", "message"),
     [
-        (1, lambda v: v.update(version=2), "version is 2; allowed: 1"),
+        (1, lambda v: v.update(version=1), "version is 1; allowed: 2"),
         (1, lambda v: v.update(format="mine"), "this is no decision log"),
         (1, lambda v: v.update(policy="best"), "policy"),
         (2, lambda v: v.update(number=3), "worker 3 is told; allowed: 0"),
@@ -156,7 +158,11 @@ Change = Callable[[dict[str, Any]], Any]
         (4, lambda v: v.update(placed=[0, 5, 1]), "it is placed on worker 5"),
         (4, lambda v: v.update(prompt=-1), "prompt"),
         (4, lambda v: v.update(slo={"ttft_s": 1.0}), "slo has ttft_s; allowed: ttft_s, tpot_s"),
-        (4, lambda v: v["seen"].update({"0": [[1], None, [1, 1, 1]]}), "worker 0 is seen with 1"),
+        (
+            4,
+            lambda v: v["seen"].update({"0": [[1], None, [1, 1, 1, 1]]}),
+            "worker 0 is seen with 1",
+        ),
         (5, lambda v: v.update(kind="other"), "kind"),
         (5, lambda v: v.update(kind="header", policy="cost", conditional=True, late=1), "second"),
     ],

@@ -25,6 +25,7 @@ D0 = a_worker("d0", num_blocks=1 << 16)
 
 START = ns(100.0)
 
+
 class SomeCosts:
     """Of some other device: ten times slower than those that are measured here."""
 
