@@ -17,7 +17,7 @@ from rich.table import Table
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
 
 NAMES = (
-    "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "policies",
+    "budgets", "engine", "kv_transfer", "kv_store", "serving", "overlap", "planner", "policies",
     "prefix_index", "resume", "router", "sim", "operate",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"

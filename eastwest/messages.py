@@ -217,8 +217,7 @@ class ResyncKv:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Leave: see `runtime.leaving`. timeout_s: how long running work may go on; of several the
-    soonest end counts."""
+    """Leave: see `runtime.leaving`. timeout_s: for running work; the soonest of several ends."""
 
     timeout_s: float
 
@@ -235,8 +234,7 @@ class Dismiss:
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """The most prompt tokens that a step may compute beside decoding sequences, at least 1. Of
-    several routers' the least counts, until their streams end."""
+    """Most prompt tokens of a step that decodes; of several routers' the least counts."""
 
     prompt_tokens: int
 

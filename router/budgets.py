@@ -22,10 +22,11 @@ _FREE = 1.2
 
 
 class Budgets:
-    """costs: what steps are predicted by."""
+    """costs: what steps are predicted by. fixed: roles are kept, and steps are whole."""
 
-    def __init__(self, costs: ServingCosts) -> None:
+    def __init__(self, costs: ServingCosts, *, fixed: bool = False) -> None:
         self._costs = costs
+        self._fixed = fixed
         self._changed: dict[Worker, None] = {}
 
     def touch(self, attempt: Attempt | None) -> None:
@@ -34,19 +35,20 @@ class Budgets:
             self._changed[attempt.prefill] = self._changed[attempt.decode] = None
 
     def tell(self, out: list[Action]) -> None:
-        """Set the budgets of workers that were touched. Told are those that have prompts."""
+        """Set the budgets of workers that were touched. They are told even where none of our
+        prompts waits: another router's may."""
         changed, self._changed = self._changed, {}
         for worker in changed:
             if worker.info.role is Role.PREFILL or not worker.up:
                 continue
             worker.budget = self._of(worker)
-            if worker.prompt_tokens and worker.budget != worker.told_budget:
+            if worker.budget != worker.told_budget:
                 worker.told_budget = worker.budget
                 out.append(worker.send(StepBudget(worker.budget)))
 
     def _of(self, worker: Worker) -> int:
         most, target_s = worker.info.step_tokens, worker.tpot_s
-        if target_s is None:
+        if self._fixed or target_s is None:
             return most
         many, context = worker.decoding_now, worker.context_tokens
         info, costs = worker.info, self._costs

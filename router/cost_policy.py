@@ -182,10 +182,11 @@ class _View:
         return self._share(after_s, target_s) - self._share(before_s, target_s)
 
     def _share(self, seconds: float, target_s: float) -> float:
-        """What it costs to take so much of a target: less than in proportion far from it, for
-        nothing is missed there; and more near it, for predictions are not certain."""
+        """What it costs to take so much of a target: little far from it, for nothing is missed
+        there; more near it, for predictions are not certain."""
         share = seconds / target_s
-        return share * (_FAR + share**_STEEP) + self._late * max(0.0, share - 1)
+        within = min(share, 1.0)
+        return within * (_FAR + within**_STEEP) + self._late * (share - within)
 
     def _first_token(self, worker: Worker) -> _FirstToken:
         if (found := self._first.get(worker)) is None:

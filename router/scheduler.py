@@ -74,7 +74,7 @@ class Scheduler:
         self._queue = FairQueue()
         foresight = Foresight(self._pace, self._fleet, self._kv)
         self._admission = Admission(config, self._queue, self._fleet, foresight)
-        self._budgets = Budgets(self._pace)
+        self._budgets = Budgets(self._pace, fixed=not config.conditional)
         self._timers = Timers()
         self._settling = Settling(config.active_max)
         self._lives: dict[str, Lifecycle] = {}

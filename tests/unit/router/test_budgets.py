@@ -79,16 +79,18 @@ def test_it_is_the_most_that_keeps_the_tightest_target(tpot_s: float, budget: in
     assert all(step_s > max(tpot_s, 1.2 * BARE_S) for step_s in steps_s)
 
 
-def test_a_worker_is_told_when_it_changes_and_has_prompts() -> None:
+def test_a_worker_is_told_when_it_changes() -> None:
     worker, budgets = a_decoder(), Budgets(SomeCosts())
     first = an_attempt(worker, 0.015)
     assert said(budgets, first) == []  # nothing decodes: whole steps, as ever
     first.fill(0)
-    assert said(budgets, first) == []  # and now no prompt waits
+    assert said(budgets, first) == [512]
     second = an_attempt(worker, 0.050)
-    assert said(budgets, second) == [512]
+    second.fill(0)
     assert said(budgets, second) == []
     first.release()
+    assert said(budgets, second) == [4096]
+    second.release()
     assert said(budgets, second) == [8192]
 
 
@@ -104,3 +106,10 @@ def test_a_small_step_is_the_most_there_is() -> None:
     an_attempt(worker, 5.0).fill(0)
     assert said(Budgets(SomeCosts()), an_attempt(worker, 5.0)) == []
     assert worker.budget == 100
+
+
+def test_where_roles_are_fixed_steps_are_whole() -> None:
+    worker, budgets = a_decoder(), Budgets(SomeCosts(), fixed=True)
+    an_attempt(worker, 0.015).fill(0)
+    assert said(budgets, an_attempt(worker, 0.015)) == []
+    assert worker.budget == 8192
