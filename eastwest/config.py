@@ -224,8 +224,9 @@ class RouterConfig(Section):
     )
     conditional: bool = Field(
         True,
-        description="whether policy cost lets a decode worker prefill by itself where that is "
-        "predicted to be better for all",
+        description="whether roles may bend: prompts get of steps that decode what TPOT targets "
+        "leave, and policy cost lets any worker that decodes prefill, where that is predicted to "
+        "be better for all",
     )
     index_blocks_max: int = Field(
         1_000_000,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Whatever a router says, prompts get on.
+LEAST_TOKENS = 64
+
 
 class PromptBudget:
     """Routers see the same worker with different eyes: the least that one of them allows counts."""
@@ -23,4 +26,5 @@ class PromptBudget:
         self._follow()
 
     def _follow(self) -> None:
-        self.tokens = min((self._step_tokens, *self._allowed.values()))
+        allowed = min(self._allowed.values(), default=self._step_tokens)
+        self.tokens = min(max(allowed, LEAST_TOKENS), self._step_tokens)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from hypothesis import strategies as st
 
 from eastwest import wire
@@ -127,10 +127,25 @@ def plans(draw: st.DrawFn, workers: Sequence[WorkerInfo]) -> Plan:
         case 2:
             greeting = draw(_commands(worker, sources))
     moves = st.one_of(
-        _said(worker, sources, known), st.just(Listen()), _asked(worker, known), _pushed(worker)
+        _said(worker, sources, known).filter(_lets_them_serve),
+        st.just(Listen()),
+        _asked(worker, known),
+        _pushed(worker),
     )
     more = draw(st.lists(moves, max_size=8))
     return Plan(worker, (Say(greeting), *more), draw(st.booleans()))
+
+
+def _lets_them_serve(say: Say) -> bool:
+    """Any router may make workers leave; where all do, nobody is left to ask."""
+    message = say.message
+    if isinstance(message, bytes):
+        try:
+            message = worker_pb2.RouterMessage.FromString(message)
+        except DecodeError:
+            return True
+    commands = getattr(message, "commands", None)
+    return commands is None or not any(c.HasField("drain") for c in commands.commands)
 
 
 @st.composite

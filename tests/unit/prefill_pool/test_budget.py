@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefill_pool.budget import PromptBudget
+from prefill_pool.budget import LEAST_TOKENS, PromptBudget
 from prefill_pool.scheduler import Chunk, PromptScheduler
 
 
@@ -25,6 +25,15 @@ def test_no_step_has_more_than_the_engine_takes() -> None:
     budget = PromptBudget(4096)
     budget.allow("a", 1 << 20)
     assert budget.tokens == 4096
+
+
+def test_no_router_keeps_prompts_from_getting_on() -> None:
+    budget = PromptBudget(4096)
+    budget.allow("a", 1)
+    assert budget.tokens == LEAST_TOKENS
+    small = PromptBudget(32)
+    small.allow("a", 1)
+    assert small.tokens == 32
 
 
 def test_a_step_with_a_budget_has_that_many_tokens_of_prompts() -> None:
