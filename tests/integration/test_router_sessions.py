@@ -169,8 +169,9 @@ async def test_a_request_that_fails_leaves_its_session_as_it_was() -> None:
         d.decode.stepping.hold()
         async with d.client.generate("lost", session="s") as generation:
             await anext(generation)
-        d.decode.stepping.open()
+        # Only then is it sure that no step ends it well after all.
         await d.decode.freed()
+        d.decode.stepping.open()
         await _until_free(d, "s")
         seen = await prompts(d, 3)
     assert seen[-1] == ids_of("ahellob")

@@ -1,8 +1,8 @@
 """What placement keeps to, over any fleet; the last two for some policies alone.
 
 1. It places where some pair fits, and only there.
-2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice; by
-   cost also one decode worker twice, unless conditional disaggregation is off.
+2. A placement is a decode and a prefill worker of one kind, or one aggregated worker twice. By
+   cost, unless roles are kept, aggregated workers are both, and one decode worker may be twice.
 3. A decode worker is asked for more than its estimated room only where nothing else is asked of
    it, and never for more than all its blocks.
 4. The order in which workers are listed does not matter.
@@ -55,6 +55,9 @@ def fleets(draw: st.DrawFn) -> list[Worker]:
             worker.expect(asked := draw(st.integers(1, 16)), draw(st.integers(1, 600)))
             if draw(st.booleans()):
                 worker.grant(asked)
+                if draw(st.booleans()):
+                    worker.begin(draw(st.sampled_from([0.01, 0.1])))
+        worker.budget = draw(st.sampled_from([64, 512, worker.info.step_tokens]))
         workers.append(worker)
     return workers
 
@@ -97,11 +100,14 @@ def test_placement_keeps_its_rules(
     assert decode in fitting
     assert placement.blocks == decode.blocks_of(request) <= decode.info.num_blocks
     assert placement.blocks <= decode.room_blocks or not decode.asked_blocks
-    if decode.info.role is Role.AGGREGATED:
-        assert prefill is decode
-    elif name != "conditional" or prefill is not decode:
-        assert (prefill.info.role, decode.info.role) == (Role.PREFILL, Role.DECODE)
-        assert prefill.kind == decode.kind
+    bends = name == "conditional"
+    assert prefill.kind == decode.kind
+    if prefill is decode:
+        assert decode.info.role is Role.AGGREGATED or (bends and decode.info.role is Role.DECODE)
+    else:
+        both = {Role.AGGREGATED} if bends else set()
+        assert prefill.info.role in {Role.PREFILL, *both}
+        assert decode.info.role in {Role.DECODE, *both}
     shuffled = rng.sample(workers, len(workers))
     assert a_policy(name).place(request, shuffled, known) == placement
     _check_balance(name, fitting, placement)
