@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,19 +234,30 @@ async def _read(receive: Receive, headers: Headers, bytes_max: int, timeout_s: f
         ) from None
 
 
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
     """Do `work` to its end; raises `_Gone` where the client goes away before."""
-    working = asyncio.ensure_future(work)
+    working = asyncio.current_task()
+    assert working is not None
+    gone = False
+
+    def leave(leaving: asyncio.Future[None]) -> None:
+        nonlocal gone
+        if not leaving.cancelled():
+            gone = True
+            working.cancel()
+
     leaving = asyncio.ensure_future(_disconnected(receive))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await work
+    except asyncio.CancelledError:
+        # Unless somebody else has cancelled the call, too.
+        if gone and working.uncancel() == 0:
+            raise _Gone from None
+        raise
     finally:
-        working.cancel()
+        leaving.remove_done_callback(leave)
         leaving.cancel()
-        await asyncio.wait((working, leaving))
-    if working.cancelled():
-        raise _Gone
-    working.result()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from eastwest.errors import ConfigError
 
@@ -40,8 +42,7 @@ class HttpServer:
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(
             app,
-            http=_Protocol,
-            h11_max_incomplete_event_size=header_bytes,
+            http=partial(_Protocol, header_bytes),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -75,15 +76,52 @@ class HttpServer:
         self._socket.close()
 
 
-class _Protocol(H11Protocol):
-    """One connection. By h11, which bounds the size of headers; what is written to it in one turn
-    of the event loop leaves as one piece, and at once."""
+class _Protocol(HttpToolsProtocol):
+    """One connection. What is written to it in one turn of the event loop leaves as one piece, and
+    at once.
+
+    header_bytes: the parser keeps what it has of a header for as long as it is not complete, in
+    front of a body or behind it; a client that sends more of one than this is cut off.
+    """
+
+    def __init__(self, header_bytes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = header_bytes
+        self._kept_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         connection = transport.get_extra_info("socket")
         # Not done by asyncio for sockets that do not name their protocol, such as accepted ones.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(_Gathered(transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._kept_bytes += len(data)
+        super().data_received(data)
+        if self._kept_bytes > self._header_bytes and not self.transport.is_closing():
+            self._refuse_head()
+
+    def on_headers_complete(self) -> None:
+        self._kept_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._kept_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._kept_bytes = 0
+        super().on_message_complete()
+
+    def _refuse_head(self) -> None:
+        """Say why, where no call is open that says something itself."""
+        if self.cycle is None or self.cycle.response_complete:
+            why = f"the headers have more than {self._header_bytes} bytes".encode()
+            self.transport.write(
+                b"%scontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%s" % (STATUS_LINE[431], len(why), why)
+            )
+        self.transport.close()
 
 
 class _Gathered(asyncio.Transport):

