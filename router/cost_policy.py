@@ -32,7 +32,7 @@ from router.requests import Request
 # Workers that are looked at closely: by their load, and by what they hold.
 _CALM, _HOLDING = 3, 1
 # What a second counts far from its target, and how steeply that grows on the way there.
-_FAR, _STEEP = 0.25, 4
+_FAR, _STEEP = 0.25, 8
 
 
 class Costs(ServingCosts, Protocol):
