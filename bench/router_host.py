@@ -22,6 +22,7 @@ from deploy.replica import Identity, Replica
 from deploy.ways import HostWays
 from eastwest.clock import SystemClock
 from eastwest.config import Config, PoolConfig
+from eastwest.garbage import settle
 from eastwest.layout import KVSpec, ParallelLayout, shard_of
 from eastwest.messages import ModelInfo
 from eastwest.paged_kv import PagedKV, pool_bytes
@@ -160,6 +161,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     kinds: dict[str, Callable[[argparse.Namespace], Awaitable[tuple[_Served, str]]]]
     kinds = {"router": _router, "worker": _worker, "stand-ins": _stand_ins}
     served, address = await kinds[arguments.kind](arguments)
+    settle()
     print("ready", address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await served.stop()

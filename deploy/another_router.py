@@ -21,6 +21,7 @@ from eastwest.client import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import ConfigError, EastWestError
+from eastwest.garbage import settle
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ async def route(
 
         async def announce() -> None:
             await in_time(router.wait_ready())
+            settle()
             console.print(f"{router.router_id} serves at {address}", markup=False)
             if router.http_address is not None:
                 console.print(f"HTTP at http://{router.http_address}/v1", markup=False)

@@ -21,6 +21,7 @@ from deploy.serving_costs import serving_costs
 from eastwest.clock import SystemClock
 from eastwest.config import Config
 from eastwest.errors import Unavailable
+from eastwest.garbage import settle
 from eastwest.ports import ServingCosts
 from eastwest.types import Role
 from runtime.actor import Placed
@@ -114,6 +115,7 @@ class Deployment:
         for role in Role:
             self._next_index[role] = pool_of(self.config, role).replicas
         await self.wait_ready()
+        settle()
 
     async def wait_ready(self) -> None:
         """Until requests can be served; `Unavailable` where that takes too long."""

@@ -230,6 +230,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        # Of those that decode, each once: tokens of a block, and the most blocks of a sequence.
+        self._sizes: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -255,6 +257,8 @@ class Fleet:
         former = self._workers.get(info.worker_id)
         assert former is None or not (former.up or former.silent)
         worker = self._workers[info.worker_id] = Worker(info, now_ns)
+        infos = [w.info for w in self._workers.values() if w.decodes]
+        self._sizes = {(i.block_tokens, i.sequence_blocks_max) for i in infos}
         return worker
 
     def up(self) -> list[Worker]:
@@ -278,17 +282,17 @@ class Fleet:
     def check_fits(self, request: Request) -> None:
         """Raise `InvalidArgument` where no known decode worker, up or not, could hold the request
         even when empty. Knowing none says nothing."""
-        decoding = [w for w in self._workers.values() if w.decodes]
-        if not decoding or any(
-            w.blocks_of(request) <= w.info.sequence_blocks_max for w in decoding
-        ):
+        prompt, output = len(request.prompt), request.max_tokens
+        for block_tokens, blocks_max in self._sizes:
+            if sequence_blocks(prompt, output, block_tokens) <= blocks_max:
+                return
+        if not self._sizes:
             return
-        largest = max(decoding, key=lambda w: w.info.sequence_blocks_max * w.info.block_tokens)
+        block_tokens, blocks_max = max(self._sizes, key=lambda size: size[0] * size[1])
         raise InvalidArgument(
-            f"a prompt of {len(request.prompt)} tokens with up to {request.max_tokens} new ones "
-            f"needs {largest.blocks_of(request)} KV blocks; allowed: "
-            f"{largest.info.sequence_blocks_max}, what one sequence can have on the largest "
-            f"decode worker"
+            f"a prompt of {prompt} tokens with up to {output} new ones needs "
+            f"{sequence_blocks(prompt, output, block_tokens)} KV blocks; allowed: {blocks_max}, "
+            f"what one sequence can have on the largest decode worker"
         )
 
     def views(self) -> tuple[WorkerView, ...]:

@@ -12,6 +12,7 @@ from typing import Protocol
 import ray
 
 from eastwest.errors import EastWestError
+from eastwest.garbage import settle
 from eastwest.messages import WorkerInfo
 
 DEFECT_EXIT = 70
@@ -80,6 +81,7 @@ class WorkerActor:
             self._hosted = await self._build(ranks)
             placed = Placed(await self._hosted.start(), os.getpid())
             self._watch = asyncio.create_task(_die_of(self._hosted.defect))
+            settle()
             return placed
 
     async def drain(self, timeout_s: float) -> None:
@@ -120,6 +122,7 @@ class RankActor:
         self._rank = self._build()
         address = await self._rank.start()
         self._watch = asyncio.create_task(_die_of(self._rank.ended))
+        settle()
         return address, os.getpid()
 
     async def wait_stopped(self) -> None:
