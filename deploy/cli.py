@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +14,11 @@ import yaml
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+from deploy.command import DEFAULT_ADDRESS, INTERRUPTED, Address, Tenant, run
 from deploy.explain import WIDTH, explanation_view
 from deploy.planning_cli import planning_app
 from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
+from deploy.sessions_cli import sessions_app
 from deploy.settings import explained_yaml
 from deploy.terminal import console, errors
 from eastwest.client import AsyncClient, AsyncGeneration
@@ -40,6 +40,7 @@ app.add_typer(config_app, name="config")
 layouts_app = typer.Typer(help="Parallel layouts.", no_args_is_help=True)
 app.add_typer(layouts_app, name="layouts")
 app.add_typer(planning_app)
+app.add_typer(sessions_app, name="sessions")
 
 ConfigPath = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; see 'eastwest config show'.")
@@ -48,12 +49,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="One setting, such as decode.replicas=2. Repeatable."),
 ]
-Address = Annotated[
-    str, typer.Option("--address", "-a", help="host:port of the router.", show_default=True)
-]
-INTERRUPTED = 130
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-Tenant = Annotated[str, typer.Option(help="Isolation domain of caches and sessions.")]
 SessionId = Annotated[
     str | None, typer.Option(help="Continue (or begin) a conversation that the server keeps.")
 ]
@@ -82,7 +77,7 @@ def serve(
 
     _log(verbose)
     resolved = _config(config, settings)
-    if not _run(serve_until_cancelled(resolved, ray_address, console)):
+    if not run(serve_until_cancelled(resolved, ray_address, console)):
         console.print("everything is stopped")
 
 
@@ -103,7 +98,7 @@ def router(
 
     _log(verbose)
     work = route(_config(config, settings), join, worker_addresses(worker or []), console)
-    if not _run(work):
+    if not run(work):
         console.print("the router is stopped")
 
 
@@ -113,7 +108,7 @@ def demo(config: ConfigPath = None, settings: Settings = None) -> None:
     from deploy.demo import run_demo
 
     logging.basicConfig(level=logging.ERROR)
-    if not _run(run_demo(_config(config, ["router.port=0", *(settings or [])]), console)):
+    if not run(run_demo(_config(config, ["router.port=0", *(settings or [])]), console)):
         raise SystemExit(INTERRUPTED)
 
 
@@ -143,7 +138,7 @@ def generate(
             )
             await _stream(generation, timing)
 
-    _run(call())
+    run(call())
 
 
 @app.command()
@@ -184,7 +179,7 @@ def chat(
                 if message is not None:
                     return
 
-    _run(call())
+    run(call())
 
 
 @app.command()
@@ -207,7 +202,7 @@ def status(address: Address = DEFAULT_ADDRESS) -> None:
             if links := links_lines(loads.workers):
                 console.print(links)
 
-    _run(call())
+    run(call())
 
 
 @app.command()
@@ -227,7 +222,7 @@ def explain(
         else:
             console.print(explanation_view(explanation), width=min(console.width, WIDTH))
 
-    _run(call())
+    run(call())
 
 
 @app.command()
@@ -245,8 +240,8 @@ def drain(
     from deploy.drain import drain as drain_worker
 
     if cancel:
-        _run(cancel_drain(address, worker_id, console))
-    elif not _run(drain_worker(address, worker_id, timeout, console)):
+        run(cancel_drain(address, worker_id, console))
+    elif not run(drain_worker(address, worker_id, timeout, console)):
         console.print(f"the drain goes on; 'eastwest drain {worker_id} --cancel' ends it")
         raise SystemExit(INTERRUPTED)
 
@@ -354,33 +349,6 @@ def _config(path: Path | None, settings: list[str] | None) -> Config:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
     return load_config(path, overrides=overrides)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> bool:
-    """Run to the end; False where SIGINT or SIGTERM broke it off. Clean-up is never broken off:
-    the first signal begins it, and later ones change nothing."""
-
-    async def main() -> bool:
-        task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
-        signalled = False
-
-        def end() -> None:
-            nonlocal signalled
-            if not signalled:
-                signalled = True
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not signalled:
-                raise
-        return not signalled
-
-    return asyncio.run(main())
 
 
 def main() -> None:

@@ -1,17 +1,23 @@
-"""Sessions in Redis or Valkey, one key each: ``{namespace}:s{format}:{digest}``, with a TTL.
+"""Sessions in Redis or Valkey, one key each: ``{namespace}:s{format}:{{tenant}}:{digest}``, with a
+TTL; and for each tenant a hash of what it has, ``{namespace}:l{format}:{{tenant}}``, which lives as
+long as the latest of them.
 
-The digest covers the lengths of tenant and session id, so no choice of either reaches the key of
-another. A record that does not decode, or speaks of another session, is removed and counts as
-absent.
+Both are digests; that of a session covers the lengths of tenant and id, so no choice of either
+reaches the key of another. The inner braces are part of the key: a cluster keeps all of a tenant's
+in one slot, where one script may touch them. A record that does not decode, or speaks of another
+session, is removed and counts as absent. What the hash says of a session whose key is gone, expired
+or evicted, is removed when a listing comes upon it.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from blake3 import blake3
 
-from eastwest.errors import CorruptData
+from eastwest.errors import CorruptData, StoreUnavailable
+from eastwest.ports import Buffer
 from kv_store.guard import Guard, StoreCounters, raise_refusal
 from kv_store.pipe import Pipes
 from kv_store.resp import Command, Reply
@@ -20,19 +26,30 @@ from kv_store.sessions import (
     SESSION_FORMAT,
     VERSION_OFFSET,
     SessionRecord,
+    SessionSummary,
     decode_session,
     encode_session,
     lost_race,
     text_bytes,
 )
 
-# KEYS[1]: the session. ARGV: record, its version, time to live in ms. 1 where it was stored.
+# KEYS: the session, and its tenant's listing. ARGV: record, its version, time to live in ms, its
+# name in the listing, and what that says of it; "" for nothing. 1 where it was stored.
 _PUT_IF_NEWER = b"""
 local stored = redis.call('GETRANGE', KEYS[1], %d, %d)
 if #stored == 8 and struct.unpack('<I8', stored) >= tonumber(ARGV[2]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+if ARGV[5] == '' then
+  redis.call('HDEL', KEYS[2], ARGV[4])
+else
+  redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+end
 return 1
 """ % (VERSION_OFFSET, VERSION_OFFSET + 7)
+# Tokens, messages, updated_s, version; the fingerprint follows.
+_LISTED = struct.Struct("<IIdQ")
+_SCAN = b"1000"  # fields of a listing that are asked for at once, about
 
 
 class RedisSessionStore:
@@ -48,7 +65,7 @@ class RedisSessionStore:
     ) -> None:
         self._pipes = pipes
         self._guard = guard
-        self._prefix = f"{namespace}:s{SESSION_FORMAT}:".encode()
+        self._namespace = namespace.encode()
         self._ttl_ms = b"%d" % max(1, round(ttl_s * 1000))
         self.counters = counters
 
@@ -77,27 +94,89 @@ class RedisSessionStore:
     async def put(self, record: SessionRecord) -> None:
         data = encode_session(record)
         key = self._key(record.tenant, record.session_id)
-        script = (b"EVAL", _PUT_IF_NEWER, b"1", key, data, b"%d" % record.version, self._ttl_ms)
+        keys = (b"2", key, self._listing(record.tenant))
+        shown = b"" if record.deleted else _listed(record)
+        version, name = b"%d" % record.version, text_bytes(record.session_id)
+        script = (b"EVAL", _PUT_IF_NEWER, *keys, data, version, self._ttl_ms, name, shown)
         if await self._ask(Command(script)) != 1:
             raise lost_race(record)
         self.counters.bytes_written += len(data)
 
+    async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
+        known = {name: told for name, told in await self._listed_of(tenant) if name > after}
+        found: list[SessionSummary] = []
+        names = sorted(known)
+        while names and len(found) < limit:
+            wanted = limit - len(found)
+            page, names = names[:wanted], names[wanted:]
+            alive = await self._alive(tenant, page)
+            found += [_summary(name, known[name]) for name in page if name in alive]
+        return found
+
     async def delete(self, tenant: str, session_id: str) -> None:
-        await self._ask(Command((b"UNLINK", self._key(tenant, session_id))))
+        listed = (b"HDEL", self._listing(tenant), text_bytes(session_id))
+        await self._request([(b"UNLINK", self._key(tenant, session_id)), listed])
 
     async def close(self) -> None:
         await self._pipes.close()
 
+    async def _listed_of(self, tenant: str) -> list[tuple[str, bytes]]:
+        """All that the tenant's listing says, in any order, perhaps more than once."""
+        told: list[tuple[str, bytes]] = []
+        cursor: bytes = b"0"
+        while True:
+            scan = (b"HSCAN", self._listing(tenant), cursor, b"COUNT", _SCAN)
+            reply = await self._ask(Command(scan))
+            if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], list):
+                raise StoreUnavailable("the server lists sessions in a form that is not known")
+            names, values = reply[1][::2], reply[1][1::2]
+            for name, value in zip(names, values, strict=True):
+                if isinstance(name, bytes) and isinstance(value, bytes):
+                    told.append((name.decode("utf-8", "surrogatepass"), value))
+            if reply[0] == b"0" or not isinstance(reply[0], bytes):
+                return told
+            cursor = reply[0]
+
+    async def _alive(self, tenant: str, names: Sequence[str]) -> set[str]:
+        """Those whose records are there; the listing forgets the others."""
+        replies = await self._request([(b"EXISTS", self._key(tenant, name)) for name in names])
+        alive = {name for name, there in zip(names, replies, strict=True) if there == 1}
+        if gone := [text_bytes(name) for name in names if name not in alive]:
+            await self._ask(Command((b"HDEL", self._listing(tenant), *gone)))
+        return alive
+
     def _key(self, tenant: str, session_id: str) -> bytes:
-        texts = (text_bytes(tenant), text_bytes(session_id))
-        name = b"".join(struct.pack("<I", len(text)) + text for text in texts)
-        return self._prefix + blake3(name).digest(length=16).hex().encode()
+        name = _digest(tenant, session_id)
+        return b"%s:s%d:{%s}:%s" % (self._namespace, SESSION_FORMAT, _digest(tenant), name)
+
+    def _listing(self, tenant: str) -> bytes:
+        return b"%s:l%d:{%s}" % (self._namespace, SESSION_FORMAT, _digest(tenant))
 
     async def _ask(self, command: Command) -> Reply:
+        return (await self._request([command.args]))[0]
+
+    async def _request(self, commands: Sequence[tuple[Buffer, ...]]) -> list[Reply]:
         async with self._guard.operation(), self._pipes.borrow() as pipe:
-            replies = await pipe.request([command], SESSION_BYTES_MAX)
+            replies = await pipe.request([Command(args) for args in commands], SESSION_BYTES_MAX)
             raise_refusal(replies)
-            return replies[0]
+            return replies
+
+
+def _digest(*texts: str) -> bytes:
+    named = (text_bytes(text) for text in texts)
+    name = b"".join(struct.pack("<I", len(text)) + text for text in named)
+    return blake3(name).digest(length=16).hex().encode()
+
+
+def _listed(record: SessionRecord) -> bytes:
+    numbers = (len(record.tokens), len(record.messages), record.updated_s, record.version)
+    return _LISTED.pack(*numbers) + text_bytes(record.fingerprint)
+
+
+def _summary(name: str, told: bytes) -> SessionSummary:
+    tokens, messages, updated_s, version = _LISTED.unpack_from(told)
+    fingerprint = told[_LISTED.size :].decode("utf-8", "surrogatepass")
+    return SessionSummary(name, fingerprint, tokens, messages, updated_s, version)
 
 
 def _decode(reply: Reply, tenant: str, session_id: str) -> SessionRecord:

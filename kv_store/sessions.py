@@ -3,6 +3,9 @@
 `SessionRecord` and its stored form, the `SessionStore` protocol, and the store in memory; the one
 in Redis is `kv_store.redis_sessions`.
 
+A session that was deleted leaves a record without tokens for as long as one lives, so that a copy
+that another router has at hand is not taken for the latest. Listings and clients do not see it.
+
 A record counts its own versions: a request reads version n and puts n + 1. A put that does not
 find an older version there has lost a race, so that two requests on one session never mix.
 
@@ -16,6 +19,8 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from heapq import nsmallest
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +29,7 @@ from xxhash import xxh3_64_intdigest
 from eastwest.clock import Clock, ns
 from eastwest.errors import CorruptData, Overloaded, TooLarge
 
-SESSION_FORMAT = 1
+SESSION_FORMAT = 2
 SESSION_BYTES_MAX = 16 << 20
 VERSION_OFFSET = 6  # of the version (u64) in the stored form, where a script can compare it
 
@@ -52,6 +57,30 @@ class SessionRecord:
     updated_s: float
     version: int
 
+    @property
+    def deleted(self) -> bool:
+        """Whether it only says that the session is gone; every other record has tokens."""
+        return not self.tokens
+
+    def summary(self) -> SessionSummary:
+        """What a listing says of it."""
+        return SessionSummary(
+            self.session_id, self.fingerprint, len(self.tokens), len(self.messages),
+            self.updated_s, self.version,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A record without its content: numbers of tokens and messages. Else as `SessionRecord`."""
+
+    session_id: str
+    fingerprint: str
+    tokens: int
+    messages: int
+    updated_s: float
+    version: int
+
 
 class SessionStore(Protocol):
     """Sessions by tenant and id. Every method may raise `StoreUnavailable`."""
@@ -63,11 +92,14 @@ class SessionStore(Protocol):
         """Store `record` and give it its full time to live.
 
         Raises `Overloaded` where the stored version is not older: another request has used the
-        session meanwhile. A session that was evicted or deleted meanwhile is stored again.
+        session meanwhile. A session that was evicted meanwhile is stored again.
         """
 
+    async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
+        """The tenant's sessions in order of their ids: the first `limit` behind `after`."""
+
     async def delete(self, tenant: str, session_id: str) -> None:
-        """Forget the session. Idempotent."""
+        """Forget the record, deleted or not. Idempotent."""
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
@@ -167,6 +199,18 @@ class MemorySessionStore:
         self._records.move_to_end(name)
         while len(self._records) > self._sessions_max:
             self._records.popitem(last=False)
+
+    async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
+        now_ns = self._clock.now_ns()
+        found = (
+            record
+            for record, expires_ns in self._records.values()
+            if record.tenant == tenant
+            and record.session_id > after
+            and now_ns < expires_ns
+            and not record.deleted
+        )
+        return [r.summary() for r in nsmallest(limit, found, key=attrgetter("session_id"))]
 
     async def delete(self, tenant: str, session_id: str) -> None:
         self._records.pop((tenant, session_id), None)

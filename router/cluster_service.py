@@ -36,12 +36,12 @@ class ClusterService:
     def handlers(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Drain": grpc.unary_stream_rpc_method_handler(
-                _typed(self._drain),
+                typed(self._drain),
                 request_deserializer=partial(edge.parse, cluster.DrainRequest),
                 response_serializer=methodcaller("SerializeToString"),
             ),
             "CancelDrain": grpc.unary_unary_rpc_method_handler(
-                _typed(self._cancel),
+                typed(self._cancel),
                 request_deserializer=partial(edge.parse, cluster.CancelDrainRequest),
                 response_serializer=methodcaller("SerializeToString"),
             ),
@@ -91,7 +91,7 @@ def _report(view: DrainView, *, others_serve: bool) -> cluster.DrainReport:
     )
 
 
-def _typed(
+def typed(
     method: Callable[[Any, Context], Awaitable[Any]],
 ) -> Callable[[Message | Malformed, Context], Awaitable[Any]]:
     """The method, whose typed errors end the call."""

@@ -1,28 +1,24 @@
 """Sessions: what a request's prompt is when it continues a conversation, and what is kept after.
 
 A session is begun by Chat or by Generate and goes on as what it is. Its tokens are the truth: the
-next prompt appends to them, so that their KV is found again. The store has the records; copies of
-those that this router has used are kept at hand, so that conversations go on while the store is
-away. Without the store, a session that is not at hand counts as new, as one does whose record
-has expired: clients who cannot have that say `must_exist`.
+next prompt appends to them, so that their KV is found again. Clients who cannot have that a session
+counts as new whose record is not to be had say `must_exist`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eastwest.clock import Clock
-from eastwest.errors import EastWestError, InvalidArgument, NotFound, Overloaded, StoreUnavailable
-from kv_store.sessions import MemorySessionStore, SessionRecord, SessionStore
+from eastwest.errors import InvalidArgument, NotFound
+from kv_store.sessions import SessionRecord
 from router.chat_template import ChatTemplate, continuation
 from router.edge import Ask, ChatMessage, SessionRef
+from router.session_book import SessionBook
 from router.text import Tokenizer
-
-log = logging.getLogger(__name__)
 
 # Encoding more than this much text takes long enough to be done beside the event loop.
 _LONG_TEXT_CHARS = 1 << 14
@@ -42,22 +38,15 @@ class Turn:
 
 
 class Conversations:
-    """All sessions of this router. store: None where sessions live in this process only."""
+    """The turns of all sessions of this router."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        store: SessionStore | None,
-        at_hand: MemorySessionStore,
-        clock: Clock,
+        self, tokenizer: Tokenizer, template: ChatTemplate, book: SessionBook, clock: Clock
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._store = store
-        self._at_hand = at_hand
+        self._book = book
         self._clock = clock
-        self._busy: set[tuple[str, str]] = set()
 
     @asynccontextmanager
     async def turn(self, ask: Ask, fingerprint: str) -> AsyncIterator[Turn]:
@@ -71,20 +60,14 @@ class Conversations:
         if ask.session is None:
             yield await self._begin(ask)
             return
-        key = ask.tenant, ask.session.session_id
-        if key in self._busy:
-            raise Overloaded(
-                f"session {key[1]!r} is in use by another request; allowed: one request of a "
-                f"session at a time"
-            )
-        self._busy.add(key)
-        try:
+        with self._book.hold(ask.tenant, ask.session.session_id):
             record = await self._find(ask.tenant, ask.session)
-            yield await (
-                self._begin(ask) if record is None else self._resume(ask, record, fingerprint)
-            )
-        finally:
-            self._busy.discard(key)
+            if record is None or record.deleted:
+                turn = await self._begin(ask)
+                # A session that takes the place of a deleted one is later than that.
+                yield turn if record is None else replace(turn, version=record.version)
+            else:
+                yield await self._resume(ask, record, fingerprint)
 
     async def keep(
         self, ask: Ask, turn: Turn, fingerprint: str, output: Sequence[int], text: str
@@ -107,15 +90,7 @@ class Conversations:
             updated_s=self._clock.wall_s(),
             version=turn.version + 1,
         )
-        try:
-            if self._store is not None:
-                await self._store.put(record)
-        except Overloaded:
-            await self._at_hand.delete(record.tenant, record.session_id)
-            raise
-        except EastWestError as error:
-            log.warning("session %r is not stored: %s", record.session_id, error.message)
-        await self._at_hand.put(record)
+        await self._book.put(record)
 
     def output_before(self, token_ids: Sequence[int], text: str) -> tuple[int, ...]:
         """Tokens whose text is `text`: as many of `token_ids` as spell a beginning of it, then
@@ -130,23 +105,14 @@ class Conversations:
     # Inside.
 
     async def _find(self, tenant: str, session: SessionRef) -> SessionRecord | None:
-        at_hand = await self._at_hand.get(tenant, session.session_id)
-        stored = None
-        try:
-            if self._store is not None:
-                stored = await self._store.get(tenant, session.session_id)
-        except StoreUnavailable as error:
-            if at_hand is None and session.must_exist:
-                raise
-            log.warning("session %r: going on without the store: %s", session.session_id, error)
-        if at_hand is None or (stored is not None and stored.version >= at_hand.version):
-            at_hand = stored
-        if at_hand is None and session.must_exist:
+        certain = session.must_exist
+        record = await self._book.find(tenant, session.session_id, certain=certain)
+        if session.must_exist and (record is None or record.deleted):
             raise NotFound(
                 f"session {session.session_id!r} does not exist; allowed: an existing one, or "
                 f"must_exist false to begin it"
             )
-        return at_hand
+        return record
 
     async def _begin(self, ask: Ask) -> Turn:
         """The first turn, or the only one."""

@@ -156,7 +156,7 @@ def _read_common(
     _check_model(request.model, model)
     return Ask(
         request_id=_request_id(request.request_id, rng),
-        tenant=_name("tenant", request.tenant, TENANT_BYTES),
+        tenant=read_name("tenant", request.tenant, TENANT_BYTES),
         session=_session(request.session) if request.HasField("session") else None,
         sampling=_sampling(request.sampling_params, model, limits, rng),
         stream=request.stream if request.HasField("stream") else True,
@@ -169,10 +169,10 @@ def _read_common(
 
 def read_explain(request: inference.ExplainRequest) -> tuple[str, str]:
     """The request that is asked about: whose it is, and its name."""
-    name = _name("request_id", request.request_id, REQUEST_ID_BYTES)
+    name = read_name("request_id", request.request_id, REQUEST_ID_BYTES)
     if not name:
         raise InvalidArgument(f"request_id is empty; allowed: 1 to {REQUEST_ID_BYTES} bytes")
-    return _name("tenant", request.tenant, TENANT_BYTES), name
+    return read_name("tenant", request.tenant, TENANT_BYTES), name
 
 
 def _priority(priority: int) -> int:
@@ -246,7 +246,7 @@ def _check_ids(what: str, ids: tuple[int, ...], model: ModelInfo) -> None:
         )
 
 
-def _name(what: str, value: str, bytes_max: int) -> str:
+def read_name(what: str, value: str, bytes_max: int) -> str:
     size = len(value.encode())
     if size > bytes_max:
         raise InvalidArgument(f"{what} has {size} bytes; allowed: at most {bytes_max}")
@@ -256,13 +256,13 @@ def _name(what: str, value: str, bytes_max: int) -> str:
 
 
 def _request_id(value: str, rng: random.Random) -> str:
-    return _name("request_id", value, REQUEST_ID_BYTES) or f"{rng.getrandbits(64):016x}"
+    return read_name("request_id", value, REQUEST_ID_BYTES) or f"{rng.getrandbits(64):016x}"
 
 
 def _session(session: inference.Session) -> SessionRef:
     if not session.id:
         raise InvalidArgument(f"session.id is empty; allowed: 1 to {SESSION_ID_BYTES} bytes")
-    return SessionRef(_name("session.id", session.id, SESSION_ID_BYTES), session.must_exist)
+    return SessionRef(read_name("session.id", session.id, SESSION_ID_BYTES), session.must_exist)
 
 
 def _sampling(

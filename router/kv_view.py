@@ -184,6 +184,23 @@ class KvView:
             chains[request.request_id][chain] = hashes
         return self.index.match(hashes)
 
+    def whereabouts(self, tokens: Sequence[int], salt: str) -> tuple[int, dict[str, int]]:
+        """How many leading tokens a store has KV of, and how many each worker that has some."""
+        found: dict[_Chain, dict[Holder, int]] = {}
+        stored, held = 0, {}
+        for worker, feed in self._feeds.items():
+            chain = feed.form.chain
+            if chain not in found:
+                seed = hash_seed(chain.fingerprint, salt)
+                hashes = block_hashes(tokens, chain.block_tokens, seed)
+                full = len(tokens) // chain.block_tokens
+                found[chain] = self.index.match(hashes[:full])
+            if blocks := found[chain].get(feed.holder, 0):
+                held[worker.worker_id] = blocks * chain.block_tokens
+            blocks = found[chain].get(self._stores[feed.form], 0)
+            stored = max(stored, blocks * chain.block_tokens)
+        return stored, held
+
     def holders_of(self, worker: Worker) -> tuple[Holder, Holder]:
         """The worker itself, and the store that it can load from."""
         feed = self._feeds[worker]

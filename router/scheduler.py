@@ -65,14 +65,14 @@ class Scheduler:
         self._pace = Pace(costs or NominalCosts())
         self._fleet = Fleet()
         self._pulse = Pulse(self._fleet, config.heartbeat_s, config.worker_timeout_s)
-        self._kv = KvView(config.index_blocks_max)
+        self.kv = KvView(config.index_blocks_max)
         log = DecisionLog(write, self._pace) if write else None
         self.decisions = Decisions(config.policy, config.explain_max, log)
         policy = policy or policy_of(config, self._pace)
-        self._placer = Placer(policy, self._fleet, self._kv, self.decisions, self._pace)
+        self._placer = Placer(policy, self._fleet, self.kv, self.decisions, self._pace)
         self._reseating = Reseating(self._fleet, self._placer, self._pulse.period_ns)
         self._queue = FairQueue()
-        foresight = Foresight(self._pace, self._fleet, self._kv)
+        foresight = Foresight(self._pace, self._fleet, self.kv)
         self._admission = Admission(config, self._queue, self._fleet, foresight)
         self._budgets = Budgets(self._pace, fixed=not config.conditional)
         self._timers = Timers()
@@ -97,7 +97,7 @@ class Scheduler:
         try:
             victim = self._admission.admit(request, now_ns)
         except EastWestError as error:
-            self._kv.forget(request.request_id)
+            self.kv.forget(request.request_id)
             self.decisions.refused(request, error, now_ns)
             raise
         marks = Marks(request.accepted_ns, admitted_ns=max(now_ns, request.accepted_ns))
@@ -141,7 +141,7 @@ class Scheduler:
                 return []
             self._lose(former, "it has connected anew", now_ns, out)
         worker = self._fleet.connect(info, now_ns)
-        self._kv.connect(worker)
+        self.kv.connect(worker)
         self._pulse.begin(now_ns)
         self.drains.hear(worker, info.draining_s, now_ns, out)
         self._dispatch(now_ns, out)
@@ -170,10 +170,10 @@ class Scheduler:
         if isinstance(event, Stepped):
             room |= self._stepped(worker, event, now_ns, out)
         elif isinstance(event, KvEvents):
-            self._kv.hear(worker, event, out)
+            self.kv.hear(worker, event, out)
         elif isinstance(event, Load):
             worker.report(event)
-            self._kv.hear_sequence(worker, event.kv_sequence, out)
+            self.kv.hear_sequence(worker, event.kv_sequence, out)
             self.drains.hear(worker, event.draining_s, now_ns, out)
             room = True
         elif isinstance(event, Drained):
@@ -220,7 +220,7 @@ class Scheduler:
             for life, placement in self._reseating.moves(works.values(), waiting, now_ns, out):
                 del works[life.work_id]
                 self._begin(life, placement, now_ns, out)
-            self._kv.tidy()
+            self.kv.tidy()
             self._pulse.follow(now_ns)
         self._dispatch(now_ns, out)
         return out
@@ -238,7 +238,7 @@ class Scheduler:
     def loads(self) -> Loads:
         """What is going on; a snapshot."""
         counters = replace(self._counters, failed=dict(self._counters.failed))
-        workers, kv = self._fleet.views(), self._kv.report()
+        workers, kv = self._fleet.views(), self.kv.report()
         return Loads(len(self._queue), self._active, counters, workers, kv, self._stale_events)
 
     @property
@@ -274,11 +274,11 @@ class Scheduler:
         if isinstance(event, Reserved):
             life.reserved(worker, event, now_ns, out)
             if state is State.RESERVING and life.state is State.PREFILLING:
-                self._kv.reserved(attempt, event)
+                self.kv.reserved(attempt, event)
                 self._pace.loaded(worker, event.loaded_tokens, event.load_ns)
         elif isinstance(event, Prefilled):
             if state is State.PREFILLING and attempt is not None and worker is attempt.prefill:
-                self._kv.prefilled(attempt, event)
+                self.kv.prefilled(attempt, event)
                 self._pace.prefilled(attempt, event, now_ns)
             life.prefilled(worker, event, now_ns, out)
         else:
@@ -296,7 +296,7 @@ class Scheduler:
         was_up = worker.up
         worker.fall(silent=silent)
         if not silent:
-            self._kv.leave(worker)
+            self.kv.leave(worker)
             self._pace.forget(worker)
         if not was_up:
             return
@@ -327,7 +327,7 @@ class Scheduler:
         request_id = life.request.request_id
         del self._lives[request_id]
         self.decisions.ended(life, now_ns)
-        self._kv.forget(request_id)
+        self.kv.forget(request_id)
         self._timers.cancel(request_id)
         served = request_id not in self._queue
         self._queue.end(life)
@@ -393,6 +393,6 @@ class Scheduler:
         assert self._pulse.next_ns is not None or not self._fleet.up()
         self.decisions.check_integrity([*waiting, *active])
         self.drains.check_integrity()
-        self._kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
+        self.kv.check_integrity((w for w in self._fleet if w.up or w.silent), self._lives)
         for worker in self._fleet:
             worker.check_integrity(life.share(worker) for life in active)

@@ -23,7 +23,7 @@ from eastwest.errors import ConfigError, Unavailable
 from eastwest.ports import ServingCosts
 from eastwest.rpc import Options, server_options
 from kv_store.sessions import MemorySessionStore, SessionStore
-from router import cluster_service
+from router import cluster_service, sessions_service
 from router.chat_template import load_chat_template
 from router.cluster_service import ClusterService
 from router.conversations import Conversations
@@ -31,6 +31,8 @@ from router.decision_log_file import decision_log_of
 from router.http.app import http_app
 from router.http.server import HttpServer
 from router.service import SERVICE, InferenceService
+from router.session_book import SessionBook
+from router.sessions_service import SessionsService
 from router.shell import Shell
 from router.text import load_tokenizer
 
@@ -79,11 +81,13 @@ class Router:
             write=self._log.write if self._log is not None else None,
         )
         at_hand = MemorySessionStore(config.router.sessions_max, config.store.session_ttl_s, clock)
+        book = SessionBook(session_store, at_hand)
+        self._sessions = SessionsService(book, self._shell, config.limits, clock)
         self._service = InferenceService(
             config,
             self._shell,
             tokenizer,
-            Conversations(tokenizer, template, session_store, at_hand, clock),
+            Conversations(tokenizer, template, book, clock),
             has_chat_template=template.available,
             router_id=self.router_id,
             clock=clock,
@@ -103,9 +107,11 @@ class Router:
             options=_options(self._config.limits),
             maximum_concurrent_rpcs=_CALLS_SHARE * self._service.calls_max,
         )
-        server.add_generic_rpc_handlers((self._service.handlers(), self._cluster.handlers()))
+        services = (self._service, self._cluster, self._sessions)
+        server.add_generic_rpc_handlers([service.handlers() for service in services])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, cluster_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        ours = (SERVICE, cluster_service.SERVICE, sessions_service.SERVICE)
+        names = (*ours, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         self._http = self._bind_http()
         host, port = self._config.router.host, self._config.router.port

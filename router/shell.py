@@ -125,6 +125,10 @@ class Shell:
         """Why a tenant's request went where it went; see `router.explaining`."""
         return explain(self._scheduler.decisions, salt, client_id, self._clock.now_ns())
 
+    def kv_of(self, tokens: Sequence[int], salt: str) -> tuple[int, dict[str, int]]:
+        """See `KvView.whereabouts`."""
+        return self._scheduler.kv.whereabouts(tokens, salt)
+
     # Workers that leave.
 
     def drain(self, worker_id: str, timeout_s: float) -> None:

@@ -12,7 +12,7 @@ from eastwest import AsyncClient
 from eastwest.clock import SystemClock
 from eastwest.errors import InvalidArgument, NotFound, Overloaded, StoreUnavailable
 from eastwest.messages import Reserve
-from kv_store.sessions import MemorySessionStore, SessionRecord
+from kv_store.sessions import MemorySessionStore, SessionRecord, SessionSummary
 from tests.byte_tokenizer import CHAT_TEMPLATE, END, START, ids_of
 from tests.integration.deployment import Deployment, a_deployment, says
 
@@ -47,6 +47,10 @@ class AwayStore:
     async def put(self, record: SessionRecord) -> None:
         self._check()
         await self._inner.put(record)
+
+    async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
+        self._check()
+        return await self._inner.page(tenant, after, limit)
 
     async def delete(self, tenant: str, session_id: str) -> None:
         self._check()

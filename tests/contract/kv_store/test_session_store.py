@@ -76,6 +76,31 @@ class SessionStoreContract(ABC):
         assert await store.get("tenant", "session") is None
         await store.put(a_record())
 
+    async def test_sessions_are_listed_in_order_page_by_page(self, store: SessionStore) -> None:
+        names = [f"s{number:02}" for number in (3, 0, 11, 7, 5)]
+        for name in names:
+            await store.put(a_record(session_id=name))
+        await store.put(a_record(session_id="s05", version=2))
+        await store.put(a_record(tenant="other", session_id="s01"))
+        first = await store.page("tenant", "", 2)
+        rest = await store.page("tenant", first[-1].session_id, 10)
+        assert [s.session_id for s in (*first, *rest)] == sorted(names)
+        assert [s.version for s in (*first, *rest)] == [1, 1, 2, 1, 1]
+        assert first[0] == a_record(session_id="s00").summary()
+        assert await store.page("tenant", "s11", 10) == []
+        assert await store.page("nobody", "", 10) == []
+
+    async def test_what_was_deleted_is_not_listed(self, store: SessionStore) -> None:
+        for name in "abc":
+            await store.put(a_record(session_id=name))
+        await store.delete("tenant", "a")
+        gone = replace(a_record(session_id="b", version=2), tokens=(), messages=())
+        await store.put(gone)
+        assert [s.session_id for s in await store.page("tenant", "", 10)] == ["c"]
+        assert await store.get("tenant", "b") == gone
+        await store.put(a_record(session_id="b", version=3))
+        assert [s.session_id for s in await store.page("tenant", "", 10)] == ["b", "c"]
+
     @pytest.mark.parametrize(
         ("one", "other"),
         [
@@ -133,17 +158,36 @@ class TestRedisSessionStore(SessionStoreContract):
         self, store: RedisSessionStore, admin: Redis
     ) -> None:
         await store.put(a_record(tenant="acme", session_id="s*:[x]"))
-        (key,) = await all_keys(admin)
-        assert key.startswith(b"test:s1:")
-        assert not any(text in key for text in (b"acme", b"*", b"["))
-        assert 0 < await admin.pttl(key) <= TTL_S * 1000
+        keys = sorted(await all_keys(admin))
+        assert [key[:8] for key in keys] == [b"test:l2:", b"test:s2:"]
+        for key in keys:
+            assert not any(text in key for text in (b"acme", b"*", b"["))
+            assert 0 < await admin.pttl(key) <= TTL_S * 1000
+
+    async def test_a_listing_forgets_what_the_server_has_evicted(
+        self, store: RedisSessionStore, admin: Redis
+    ) -> None:
+        for name in "abc":
+            await store.put(a_record(session_id=name))
+        await admin.delete(*[key for key in await all_keys(admin) if key.startswith(b"test:s2:")])
+        await store.put(a_record(session_id="c"))
+        assert [s.session_id for s in await store.page("tenant", "", 2)] == ["c"]
+        (listing,) = [key for key in await all_keys(admin) if key.startswith(b"test:l2:")]
+        assert await admin.hkeys(listing) == [b"c"]
+
+    async def test_more_are_listed_than_the_server_tells_at_once(
+        self, store: RedisSessionStore
+    ) -> None:
+        names = [f"{number:04}" for number in range(2500)]
+        await asyncio.gather(*(store.put(a_record(session_id=name)) for name in names))
+        assert [s.session_id for s in await store.page("tenant", "", 3000)] == names
 
     @pytest.mark.parametrize("position", [0, 4, 6, 20, -1])
     async def test_a_flipped_byte_makes_the_session_absent(
         self, store: RedisSessionStore, admin: Redis, position: int
     ) -> None:
         await store.put(a_record())
-        (key,) = await all_keys(admin)
+        key = await _session_key(admin)
         stored = await admin.get(key)
         assert isinstance(stored, bytes)
         data = bytearray(stored)
@@ -151,14 +195,20 @@ class TestRedisSessionStore(SessionStoreContract):
         await admin.set(key, bytes(data))
         assert await store.get("tenant", "session") is None
         assert store.counters.corrupt == 1
-        assert await all_keys(admin) == []
+        assert not await admin.exists(key)
         await store.put(a_record())
 
     async def test_the_record_of_another_session_is_not_taken(
         self, store: RedisSessionStore, admin: Redis
     ) -> None:
         await store.put(a_record())
-        (key,) = await all_keys(admin)
+        key = await _session_key(admin)
         await admin.set(key, encode_session(a_record(tenant="mallory")))
         assert await store.get("tenant", "session") is None
         assert store.counters.corrupt == 1
+
+
+async def _session_key(admin: Redis) -> bytes:
+    """Of the one session that is stored."""
+    (key,) = [key for key in await all_keys(admin) if key.startswith(b"test:s2:")]
+    return key

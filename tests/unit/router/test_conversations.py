@@ -12,6 +12,7 @@ from eastwest.clock import SystemClock
 from kv_store.sessions import MemorySessionStore
 from router.chat_template import load_chat_template
 from router.conversations import Conversations
+from router.session_book import SessionBook
 from router.text import load_tokenizer
 from tests.byte_tokenizer import ids_of, write_tokenizer
 
@@ -24,8 +25,7 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Conversations:
     return Conversations(
         load_tokenizer(directory),
         load_chat_template(directory, clock),
-        None,
-        MemorySessionStore(1, 1.0, clock),
+        SessionBook(None, MemorySessionStore(1, 1.0, clock)),
         clock,
     )
 

@@ -154,7 +154,7 @@ def test_what_a_worker_has_of_the_prompt_need_not_be_computed() -> None:
         else:
             with pytest.raises(TooLarge, match=r"takes 3\.84 s"):
                 scheduler.submit(request, START)
-            assert not scheduler._kv._hashes, "nothing is kept of a request that was refused"
+            assert not scheduler.kv._hashes, "nothing is kept of a request that was refused"
 
 
 def test_a_prompt_that_the_queue_leaves_too_little_time_for_may_come_again() -> None:
