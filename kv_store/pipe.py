@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -50,8 +51,8 @@ class Pipe(asyncio.BufferedProtocol):
             await connection.connect()  # type: ignore[no-untyped-call]
             writer = connection._writer  # redis-py has no public name for it
             assert writer is not None
-            transport = writer.transport
-            assert isinstance(transport, asyncio.Transport)
+            # Ray's loops are uvloop's where that is installed, and its transports are no subclass.
+            transport = cast(asyncio.Transport, writer.transport)
             pipe = cls(connection, transport)
             transport.set_protocol(pipe)
             return pipe

@@ -93,8 +93,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._last = 0  # the highest stream that has begun
         self._transport: asyncio.Transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         if len(self._connections) >= CONNECTIONS_MAX:
             transport.abort()

@@ -37,6 +37,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "status",
         "explain",
         "drain",
+        "sessions",
         "models",
         "config",
         "calibrate",
@@ -58,6 +59,9 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["explain", "r1", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
         (["generate", "--address", "127.0.0.1:1", "Hello"], "127.0.0.1:1"),
         (["drain", "decode-0", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["sessions", "list", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["sessions", "import", "absent.session"], "absent.session cannot be read"),
+        (["sessions", "export", "s", "."], ". exists; allowed: another file"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -134,6 +138,7 @@ def test_serve_answers_the_other_commands_and_ends_cleanly_on_sigterm(tmp_path: 
         refused = eastwest("generate", "--address", address, "--temperature=-1", "Hi", cwd=tmp_path)
         assert refused.returncode == 1
         assert "temperature is -1.0; allowed:" in refused.stderr
+        _sessions(address, tmp_path)
         status = eastwest("status", "--address", address, cwd=tmp_path)
         assert status.returncode == 0, status.stderr
         assert "prefill-0" in status.stdout
@@ -143,6 +148,34 @@ def test_serve_answers_the_other_commands_and_ends_cleanly_on_sigterm(tmp_path: 
         rest, _ = server.communicate(timeout=WAIT_S)
     assert server.returncode == 0
     assert "everything is stopped" in rest
+
+
+def _sessions(address: str, directory: Path) -> None:
+    """A conversation is looked at, copied in both ways, and deleted."""
+
+    def sessions(*arguments: str) -> str:
+        done = eastwest("sessions", *arguments, "--address", address, cwd=directory)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = eastwest(
+        "chat", "--address", address, "--max-tokens", "4", "--session", "talk", "Hi", cwd=directory
+    )
+    assert said.returncode == 0, said.stderr
+    assert "talk" in sessions("list")
+    assert "talk: chat, " in sessions("show", "talk")
+    sessions("fork", "talk", "branch")
+    assert "talk is in talk.session" in sessions("export", "talk", "talk.session")
+    assert "talk is deleted" in sessions("delete", "talk")
+    sessions("import", "talk.session", "--as", "again")
+    listed = sessions("list")
+    assert "branch" in listed
+    assert "again" in listed
+    assert "talk" not in listed
+    twice = eastwest("sessions", "delete", "talk", "--address", address, cwd=directory)
+    assert twice.returncode == 1
+    assert "'talk' does not exist" in twice.stderr
+    (directory / "talk.session").unlink()
 
 
 def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eastwest.v1 import inference_pb2
+from eastwest.v1 import inference_pb2, sessions_pb2
 from tests.property.absurd import Known, absurd, mangled, noise
 from tests.property.grpc_fuzz import RawStream, Site, a_site, profiles, streamed, unary
 from tests.rig import a_rig
@@ -37,6 +37,15 @@ UNARY = {
     "GetLoads": inference_pb2.GetLoadsRequest(),
     "NoSuchMethod": inference_pb2.GetLoadsRequest(),
 }
+OURS = {"tenant": "hostile", "id": "s"}
+TALKING = {
+    "List": sessions_pb2.ListSessionsRequest(tenant="hostile", limit=2),
+    "Get": sessions_pb2.GetSessionRequest(**OURS),
+    "Fork": sessions_pb2.ForkSessionRequest(**OURS, new_id="t"),
+    "Delete": sessions_pb2.DeleteSessionRequest(**OURS),
+    "Export": sessions_pb2.ExportSessionRequest(**OURS),
+    "Import": sessions_pb2.ImportSessionRequest(**OURS, data=b"EWSN"),
+}
 HEALTH = health_pb2.HealthCheckRequest(service="eastwest.v1.Inference")
 REFLECTION = reflection_pb2.ServerReflectionRequest(file_containing_symbol="eastwest.v1.Inference")
 KNOWN: Known = {
@@ -45,6 +54,7 @@ KNOWN: Known = {
     "model": st.sampled_from(["", "simulated"]),
     "role": st.sampled_from(["user", "assistant", "system"]),
     "id": st.sampled_from(SESSIONS),
+    "new_id": st.sampled_from(SESSIONS),
     "max_tokens": st.integers(1, 40),
     "min_tokens": st.integers(0, 5),
     "temperature": st.floats(0, 2),
@@ -84,13 +94,16 @@ class Call:
 
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
-    method = draw(st.sampled_from([*STREAMING, *STREAMING, *STREAMING, *UNARY, "Check", "Watch"]))
+    often = [*STREAMING] * 3
+    method = draw(st.sampled_from([*often, *UNARY, *TALKING, "Check", "Watch"]))
     match method:
         case "Generate" | "Chat":
             kind, path, good = "stream", INFERENCE + method, STREAMING[method]
         case "Watch" | "Check":
             kind = "stream" if method == "Watch" else "unary"
             path, good = f"/grpc.health.v1.Health/{method}", HEALTH
+        case _ if method in TALKING:
+            kind, path, good = "unary", f"/eastwest.v1.Sessions/{method}", TALKING[method]
         case _:
             kind, path, good = "unary", INFERENCE + method, UNARY[method]
     request: Message | bytes
