@@ -102,6 +102,9 @@ class _Known:
     def stored_tokens(self, worker: Worker) -> int:
         return 0
 
+    def loan(self, worker: Worker) -> None:
+        return None
+
     def reusable_tokens(self, worker: Worker) -> int:
         return self.cached_tokens(worker)
 

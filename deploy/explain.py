@@ -49,10 +49,11 @@ def _headline(e: Explanation) -> str:
 
 def _decision(d: Decision) -> Iterator[RenderableType]:
     known = d.prefill_known_tokens, d.decode_known_tokens
+    lent = f", lent by {d.lender}" if d.lender else ""
     pair = d.prefill if d.prefill == d.decode else f"{d.prefill} and {d.decode}"
     yield Text(
         f"at {_s(d.at_s)}, {d.waiting} waiting: {d.given_tokens:,} tokens to {pair} "
-        f"(KV known of {known[0]:,} and {known[1]:,}), {d.blocks:,} blocks reserved"
+        f"(KV known of {known[0]:,} and {known[1]:,}{lent}), {d.blocks:,} blocks reserved"
     )
     yield Padding(Text(d.reason, style="italic"), (0, 0, 0, 2))
     if d.predictions:

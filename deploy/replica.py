@@ -36,9 +36,12 @@ from eastwest.rpc import CONTROL_MESSAGE_BYTES, server_options
 from eastwest.types import Role
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit
+from kv_transfer.frame_codec import message_bytes
 from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import OwnerKind
+from kv_transfer.lent_blocks import LentBlocks
 from prefill_pool.worker import PrefillWorker
+from runtime.block_service import BlockService
 from runtime.control import ControlService
 from runtime.holdings import Holdings
 from runtime.leaving import LeaveState, Leaving
@@ -125,6 +128,19 @@ class Replica:
             blocks_per_group=self._holdings.pool.group_blocks,
             idle_s=config.kv.lease_s,
         )
+        self._lent = LentBlocks(
+            ranks.model,
+            ranks.block_tokens,
+            message_bytes=message_bytes(config.kv.frame_bytes),
+            timeout_s=config.store.timeout_s,
+        )
+        self._blocks = BlockService(
+            self.info,
+            ranks.kv,
+            self._holdings,
+            frame_bytes=config.kv.frame_bytes,
+            idle_s=config.kv.lease_s,
+        )
         self._prefill = PrefillWorker(
             model=ranks.model,
             kv=ranks.kv,
@@ -132,6 +148,7 @@ class Replica:
             loop=self._loop,
             sender=self._sender,
             store=store,
+            lenders=self._lent,
             local=self._decode.in_place,
             is_self=self._is_self,
             emit=self._control.emit,
@@ -169,6 +186,7 @@ class Replica:
             interceptors=[RefuseMalformed()], options=server_options(CONTROL_MESSAGE_BYTES)
         )
         self._control.add_to(self._server)
+        self._blocks.add_to(self._server)
         await self._ranks.listen(self._identity.host, self._server, self._decode.transfers)
         identity = self._identity
         try:
@@ -220,6 +238,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._sender.close()
+        await self._lent.close()
         await self._ranks.close()
         if self._store is not None:
             await self._store.close()
@@ -290,7 +309,8 @@ class Replica:
 
     def audit(self) -> Audit:
         """Who holds what, and what does not add up."""
-        return self._holdings.audit({*self._prefill.owners(), *self._decode.owners()})
+        sides = (self._prefill, self._decode, self._blocks)
+        return self._holdings.audit({owner for side in sides for owner in side.owners()})
 
     @property
     def transfers_open(self) -> int:

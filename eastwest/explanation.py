@@ -61,7 +61,8 @@ class Decision:
 
     waiting: requests that waited then, this one included. given_tokens: prompt, and output that was
     delivered before. prefill_known_tokens, decode_known_tokens: of the prompt, whose KV each was
-    thought to have, or to find in the store. predictions: best first, where the policy predicts;
+    thought to have, or to load. lender: the worker that the prefill worker was to load from, "" for
+    the store. predictions: best first, where the policy predicts;
     left_out: how many more it made. workers: those that mattered, of workers_up in all.
     loss: why the attempt was lost, at lost_s; "" where it was not.
     """
@@ -74,6 +75,7 @@ class Decision:
     blocks: int
     prefill_known_tokens: int
     decode_known_tokens: int
+    lender: str
     reason: str
     predictions: tuple[Prediction, ...]
     left_out: int

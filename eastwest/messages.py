@@ -15,7 +15,7 @@ from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
 from eastwest.value import value
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ class RankEndpoint:
 
 @value
 class KvSource:
-    """What a decode worker has to know of the worker that will fill a reservation.
+    """What a worker has to know of another one whose KV it will get.
 
     layout: of one data-parallel group. host: equal for processes that can share memory.
-    transports: what the worker can send by.
+    transports: what the worker can send by. address: see `WorkerInfo`.
     """
 
     worker_id: str
@@ -74,6 +74,7 @@ class KvSource:
     host: str
     transports: tuple[Transport, ...]
     protocol_version: int = PROTOCOL_VERSION
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class WorkerInfo:
         model, layout = self.model, self.layout.of_group
         return KvSource(
             self.worker_id, self.epoch, model.fingerprint, layout, model.kv, self.block_tokens,
-            self.host, self.transports, self.protocol_version,
+            self.host, self.transports, self.protocol_version, self.address,
         )  # fmt: skip
 
 
@@ -180,6 +181,7 @@ class Prefill:
     """Compute what is given, push its KV to the ticket's worker, sample the token after it.
 
     meet_tokens: of what is stored, tokens before it are computed while those behind are loaded.
+    lender: a worker that has KV of what is given; it is loaded from there instead of the store.
     """
 
     request_id: str
@@ -191,6 +193,7 @@ class Prefill:
     timeout_s: float
     output: tuple[int, ...] = ()
     meet_tokens: int = 0
+    lender: KvSource | None = None
 
     @property
     def given(self) -> tuple[int, ...]:
@@ -261,8 +264,8 @@ class Prefilled:
 
     queue_ns: Prefill received to first chunk started. prefill_ns: first chunk started to token
     sampled. computed_tokens: given tokens that went through the model here; loaded_tokens: those
-    whose KV came from the store, which took load_ns, beside the chunks or before them. finish: set
-    where the token is also the last.
+    whose KV was loaded, which took load_ns, beside the chunks or before them. finish: set where the
+    token is also the last.
     """
 
     request_id: str
@@ -321,10 +324,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class KvLink:
-    """KV that came from one prefill worker since this incarnation began, in payload bytes.
-
-    transport: that of the latest transfer.
-    """
+    """KV from one prefill worker in this incarnation; transport: of the latest transfer."""
 
     source: str
     transport: Transport

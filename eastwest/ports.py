@@ -7,7 +7,7 @@ from typing import Protocol
 
 from eastwest.blocks import BlockHash
 from eastwest.layout import KVSpec, ParallelLayout, Shard
-from eastwest.messages import ModelInfo, WorkerInfo
+from eastwest.messages import KvSource, ModelInfo, WorkerInfo
 from eastwest.types import SampledToken, SamplingParams
 from eastwest.value import value
 
@@ -155,28 +155,39 @@ class Engine(Protocol):
         """Free memory and end threads. Idempotent."""
 
 
-class BlockStore(Protocol):
-    """The offline store of canonical blocks, whole or absent.
+class BlockSource(Protocol):
+    """Where canonical blocks can be read, whole or absent.
 
-    Every method raises `StoreUnavailable` when the store cannot answer in time, and never
-    returns wrong data: what fails its checksum counts as absent. Values are canonical runs of
-    one block over all layers and heads.
+    Every method raises `StoreUnavailable` when there is no answer in time, and never returns wrong
+    data: what fails its checksum counts as absent. Values are canonical runs of one block over all
+    layers and heads.
     """
 
     async def match(self, hashes: Sequence[BlockHash]) -> int:
-        """How many leading blocks of the chain are stored completely."""
+        """How many leading blocks of the chain are there completely."""
 
     async def read(self, hashes: Sequence[BlockHash]) -> list[Buffer]:
         """Blocks of the longest intact prefix of the chain; may be shorter than asked."""
 
+    async def touch(self, hashes: Sequence[BlockHash]) -> None:
+        """The blocks were of use: what has a time to live gets all of it again."""
+
+
+class BlockStore(BlockSource, Protocol):
+    """The offline store."""
+
     async def write(self, blocks: Sequence[tuple[BlockHash, Buffer]]) -> int:
         """Store blocks, each complete or not at all; returns bytes newly written (0 if known)."""
 
-    async def touch(self, hashes: Sequence[BlockHash]) -> None:
-        """Give the blocks their full time to live again."""
-
     async def close(self) -> None:
         """Close connections. Idempotent."""
+
+
+class Lenders(Protocol):
+    """The other workers, which let one read what they have in memory."""
+
+    def blocks_of(self, lender: KvSource) -> BlockSource:
+        """Those of one incarnation. Without an answer yet: that comes with the first question."""
 
 
 class ServingCosts(Protocol):

@@ -75,6 +75,10 @@ class BlockGroups:
         assert refusal is not None
         raise refusal
 
+    def match(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading ones of `hashes` one group knows; takes nothing."""
+        return max(pool.match(hashes) for pool in self._pools)
+
     def publish(self, block: int, block_hash: BlockHash) -> None:
         """Name a held block; see `BlockPool.publish`."""
         group, own = divmod(block, self.group_blocks)

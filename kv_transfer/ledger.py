@@ -22,6 +22,7 @@ class OwnerKind(enum.StrEnum):
     SEQUENCE = "sequence"  # a sequence that decodes
     PREFILL = "prefill"  # a prompt that is being computed or pushed
     SESSION = "session"  # an inactive session
+    LOAN = "loan"  # another worker reads them
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Reads the stored KV of one prompt into its blocks, from the back, beside the chunks that run.
+"""Reads KV of a prompt, stored or lent, into its blocks, from the back, beside the chunks that run.
 
-A store that does not answer counts as empty, and a block that is not intact ends the loading:
+A source that does not answer counts as empty, and a block that is not intact ends the loading:
 what is missing is computed instead. However it ends, nothing touches the blocks afterwards.
 """
 
@@ -9,30 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from eastwest.blocks import BlockHash
 from eastwest.clock import Clock
 from eastwest.errors import StoreUnavailable
-from eastwest.ports import BlockStore, ReplicaKV
+from eastwest.ports import BlockSource, ReplicaKV
 from prefill_pool.two_ends import TwoEnds
-from runtime.holdings import Holdings
 from runtime.stored_prefix import batch_blocks
 
 # At least so many reads while the other end comes nearer.
 _READS = 16
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKV:
-    """What a replica loads from, and to."""
-
-    store: BlockStore
-    kv: ReplicaKV
-    holdings: Holdings
-    clock: Clock
 
 
 class Loading:
@@ -44,7 +32,10 @@ class Loading:
 
     def __init__(
         self,
-        stored: StoredKV,
+        source: BlockSource,
+        kv: ReplicaKV,
+        clock: Clock,
+        *,
         hashes: Sequence[BlockHash],
         blocks: Sequence[int],
         present: int,
@@ -52,13 +43,15 @@ class Loading:
         changed: Callable[[], None],
     ) -> None:
         """changed: called when more is there, and when nothing more comes."""
-        self._stored = stored
+        self._source = source
+        self._kv = kv
+        self._clock = clock
         self._hashes = hashes
         self._blocks = blocks
         self._present = present
         self._meet_tokens = meet_tokens
         self._changed = changed
-        self._asked_ns = stored.clock.now_ns()
+        self._asked_ns = clock.now_ns()
         self._written_ns: int | None = None
         self.ends: TwoEnds | None = None
         self.begun = asyncio.Event()
@@ -72,55 +65,48 @@ class Loading:
     def load_ns(self) -> int:
         """See the class."""
         until = self._written_ns
-        return (self._stored.clock.now_ns() if until is None else until) - self._asked_ns
+        return (self._clock.now_ns() if until is None else until) - self._asked_ns
 
     async def run(self) -> None:
         """Load until the two ends have met, or there is nothing more to be had."""
         try:
-            if found := await self._look_up():
+            if found := await self._source.match(self._hashes[self._present :]):
                 await self._load(self._begin(found))
-                await self._stored.store.touch(self._hashes[: self._present + found])
+                await self._source.touch(self._hashes[: self._present + found])
         except StoreUnavailable as error:
-            log.warning("stored KV is computed instead of loaded: %s", error.message)
+            log.warning("KV is computed instead of loaded: %s", error.message)
         finally:
             if self.ends is not None:
                 self.ends.end()
-            self._written_ns = self._written_ns or self._stored.clock.now_ns()
+            self._written_ns = self._written_ns or self._clock.now_ns()
             self.begun.set()
             self._changed()
 
     def _begin(self, found: int) -> TwoEnds:
-        size, start = self._stored.kv.block_tokens, self._present
+        size, start = self._kv.block_tokens, self._present
         self.ends = TwoEnds(start * size, (start + found) * size, self._meet_tokens, size)
         self.begun.set()
         return self.ends
 
-    async def _look_up(self) -> int:
-        missing = self._hashes[self._present :]
-        found = await self._stored.store.match(missing)
-        self._stored.holdings.note_stored(missing[:found], missing[found : found + 1])
-        return found
-
     async def _load(self, ends: TwoEnds) -> None:
-        stored, size = self._stored, self._stored.kv.block_tokens
-        batch = batch_blocks(stored.kv) * size
+        size = self._kv.block_tokens
+        batch = batch_blocks(self._kv) * size
         if self._meet_tokens > ends.start:
             # What is being read where the ends meet is read in vain.
             batch = min(batch, max(1, (ends.stop - ends.start) // size // _READS) * size)
         while span := ends.next_span(batch):
             names = self._hashes[span.start // size : span.stop // size]
-            payloads = await stored.store.read(names)
-            if (got := len(payloads)) < len(names):
-                stored.holdings.note_stored((), names[got : got + 1])
+            payloads = await self._source.read(names)
+            if len(payloads) < len(names):
                 break
             free = ends.write(span)
             if not free:
                 break
             skipped = (free.start - span.start) // size
             blocks = self._blocks[free.start // size : free.stop // size]
-            await stored.kv.write(blocks, payloads[skipped:])
+            await self._kv.write(blocks, payloads[skipped:])
             ends.written()
-            self._written_ns = stored.clock.now_ns()
+            self._written_ns = self._clock.now_ns()
             self._changed()
         ends.end()
         self._changed()

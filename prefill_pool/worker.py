@@ -25,16 +25,17 @@ from eastwest.errors import (
     Phase,
 )
 from eastwest.messages import Event, Failed, ModelInfo, Prefill, Prefilled, StepBudget, Ticket
-from eastwest.ports import BlockStore, ReplicaKV, StepRow
+from eastwest.ports import BlockSource, BlockStore, Lenders, ReplicaKV, StepRow
 from eastwest.stopping import StopRule
 from kv_transfer.group_push import GroupSender
 from kv_transfer.ledger import Owner, OwnerKind
 from prefill_pool.budget import PromptBudget
 from prefill_pool.job import Job, JobState, LocalReservations, Target
-from prefill_pool.loading import Loading, StoredKV
+from prefill_pool.loading import Loading
 from prefill_pool.scheduler import Chunk, PromptScheduler
 from runtime.holdings import Holdings
 from runtime.intake import Intake
+from runtime.noted_store import NotedStore
 from runtime.step_loop import Stepping, StepResult
 from runtime.work_check import check_work
 
@@ -61,6 +62,7 @@ class PrefillWorker:
         loop: Stepping,
         sender: GroupSender,
         store: BlockStore | None,
+        lenders: Lenders,
         local: LocalReservations,
         is_self: Callable[[Ticket], bool],
         emit: Callable[[str, Event], None],
@@ -88,7 +90,8 @@ class PrefillWorker:
             lease_ns=ns(kv_config.lease_s),
             clock=clock,
         )
-        self._stored = None if store is None else StoredKV(store, kv, holdings, clock)
+        self._stored = None if store is None else NotedStore(store, holdings)
+        self._lenders = lenders
         self._planned: list[Chunk] = []
 
     # Commands.
@@ -232,14 +235,28 @@ class PrefillWorker:
         job.state = JobState.LOADING
         job.present_tokens = present * self._kv.block_tokens
         meet = job.command.meet_tokens
-        if self._stored is None or max(present, meet // self._kv.block_tokens) >= len(hashes):
+        source = self._source(job.command)
+        if source is None or max(present, meet // self._kv.block_tokens) >= len(hashes):
             return
         job.loading = Loading(
-            self._stored, hashes, job.blocks, present, meet, lambda: self._loaded(job)
+            source,
+            self._kv,
+            self._clock,
+            hashes=hashes,
+            blocks=job.blocks,
+            present=present,
+            meet_tokens=meet,
+            changed=lambda: self._loaded(job),
         )
         job.loader = asyncio.create_task(
             self._load(job, job.loading), name=f"load for {job.request_id}"
         )
+
+    def _source(self, command: Prefill) -> BlockSource | None:
+        """Where KV of what is given may be had."""
+        if command.lender is not None:
+            return self._lenders.blocks_of(command.lender)
+        return self._stored
 
     async def _load(self, job: Job, loading: Loading) -> None:
         try:

@@ -41,4 +41,5 @@ def prefill_command(
         timeout_s=seconds(request.deadline_ns - now_ns),
         output=output,
         meet_tokens=attempt.placement.meet_tokens,
+        lender=None if (lender := attempt.placement.lender) is None else lender.info.source(),
     )

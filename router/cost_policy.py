@@ -22,10 +22,9 @@ from typing import NamedTuple, Protocol
 
 from eastwest.clock import seconds
 from eastwest.messages import WorkerInfo
-from eastwest.ports import ServingCosts
 from eastwest.types import Role
 from router.fleet import Worker
-from router.loading import weigh
+from router.loading import LoadingCosts, weigh
 from router.placement import Candidate, Known, Placement, has_room, takes_prompt
 from router.requests import Request
 
@@ -35,7 +34,7 @@ _CALM, _HOLDING = 3, 1
 _FAR, _STEEP = 0.25, 8
 
 
-class Costs(ServingCosts, Protocol):
+class Costs(LoadingCosts, Protocol):
     """What placement asks besides: `usual_output`, the tokens of answers, lately."""
 
     usual_output: float
@@ -194,13 +193,11 @@ class _View:
         return found
 
     def _first_token_of(self, worker: Worker) -> _FirstToken:
-        given, info, costs = self._given, worker.info, self._costs
-        cached, stored = self._known.cached_tokens(worker), self._known.stored_tokens(worker)
         waiting_s, _ = self._compute(worker, worker.waiting_tokens, 0)
         queue_s = max(0.0, waiting_s - self._had_s(worker))
-        way = weigh(costs, info, given, cached, stored, queue_s)
+        way = weigh(self._costs, worker, self._given, self._known, queue_s)
         there = way.present_tokens
-        prefill_s, stall_s = self._compute(worker, given - there, there)
+        prefill_s, stall_s = self._compute(worker, self._given - there, there)
         return _FirstToken(there, way.wait_s, prefill_s, stall_s)
 
     def _had_s(self, worker: Worker) -> float:

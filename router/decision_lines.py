@@ -32,7 +32,7 @@ from router.decision_log import (
 from router.pace import Factors
 
 FORMAT = "eastwest decisions"
-VERSION = 2
+VERSION = 3
 
 _Whole = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
 _Count = Annotated[int, Field(ge=0, le=1 << 53)]
@@ -40,7 +40,7 @@ _Finite = Annotated[float, Field(ge=0, le=1e18)]
 _Factor = Annotated[float, Field(gt=0, le=1e18)]
 _Numbers = tuple[_Whole, ...]
 # What is seen of a worker by itself: numbers, last report, pace.
-_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor, _Factor, _Factor]]
+_State = tuple[_Numbers, _Numbers | None, tuple[_Factor, _Factor, _Factor, _Factor, _Factor]]
 
 _INFO = TypeAdapter(WorkerInfo)
 _SLO_FIELDS = tuple(f.name for f in fields(Slo))

@@ -134,6 +134,7 @@ class Decisions:
                     placement.blocks,
                     placement.prefill_known_tokens,
                     placement.decode_known_tokens,
+                    lender=placement.lender,
                 ),
                 kept,
                 len(considered) - len(kept),

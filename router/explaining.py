@@ -72,6 +72,7 @@ def _decision(policy: str, record: Record, placed: Placed) -> Decision:
         blocks=placement.blocks,
         prefill_known_tokens=placement.prefill_known_tokens,
         decode_known_tokens=placement.decode_known_tokens,
+        lender="" if placement.lender is None else placement.lender.worker_id,
         reason="",
         predictions=tuple(prediction_of(c, placement) for c in placed.candidates),
         left_out=placed.left_out,

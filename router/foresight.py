@@ -41,7 +41,8 @@ class Foresight:
                 known.append(worker)
             elif worker.info.role is not Role.DECODE:
                 return 0.0
-        prefixes = self._kv.known(request, 0, now_ns)
+        workers = list(filter(_open, self._fleet))
+        prefixes = self._kv.known(request, 0, now_ns, workers)
         least_s = 0.0
         for worker in known:
             takes_s = self._takes_s(worker, request, prefixes.reusable_tokens(worker), now_ns)

@@ -20,6 +20,8 @@ from eastwest.messages import KvEvents, Prefilled, Reserved, ResyncKv, TierBlock
 from eastwest.types import Tier
 from router.attempt import Attempt
 from router.fleet import Worker
+from router.loading import Loans, reusable
+from router.placement import Loan
 from router.prefix_index import Holder, PrefixIndex
 from router.requests import Action, PhaseHits, Request
 
@@ -145,9 +147,11 @@ class KvView:
 
     # Requests.
 
-    def known(self, request: Request, waiting: int, now_ns: int) -> KnownPrefixes:
-        """What is known of its prompt now; looked up when asked."""
-        return KnownPrefixes(self, request, waiting, now_ns)
+    def known(
+        self, request: Request, waiting: int, now_ns: int, workers: Sequence[Worker] = ()
+    ) -> KnownPrefixes:
+        """What is known of its prompt now; looked up when asked. workers: who may lend."""
+        return KnownPrefixes(self, request, waiting, now_ns, workers)
 
     def forget(self, request_id: str) -> None:
         """The request has ended. Idempotent."""
@@ -216,11 +220,15 @@ class KvView:
 class KnownPrefixes:
     """Implements `router.placement.Known` for one request, as of when it is asked."""
 
-    def __init__(self, view: KvView, request: Request, waiting: int, now_ns: int) -> None:
+    def __init__(
+        self, view: KvView, request: Request, waiting: int, now_ns: int, workers: Sequence[Worker]
+    ) -> None:
         self.waiting = waiting
         self.now_ns = now_ns
         self._view = view
         self._request = request
+        self._workers = workers
+        self._loans: Loans | None = None
         self._found: dict[tuple[str, int], dict[Holder, int]] = {}
 
     def cached_tokens(self, worker: Worker) -> int:
@@ -233,9 +241,15 @@ class KnownPrefixes:
         _, store = self._view.holders_of(worker)
         return self._leading(worker).get(store, 0) * worker.info.block_tokens
 
+    def loan(self, worker: Worker) -> Loan | None:
+        """See the protocol."""
+        if self._loans is None:
+            self._loans = Loans((w, self.cached_tokens(w)) for w in self._workers)
+        return self._loans.to(worker)
+
     def reusable_tokens(self, worker: Worker) -> int:
         """See the protocol."""
-        return max(self.cached_tokens(worker), self.stored_tokens(worker))
+        return reusable(self, worker)
 
     def _leading(self, worker: Worker) -> dict[Holder, int]:
         key = (worker.kind, worker.info.block_tokens)

@@ -78,6 +78,7 @@ class _Paces:
     step: Correction = field(default_factory=Correction)
     token: Correction = field(default_factory=lambda: Correction(kept=_KEPT_TOKEN))
     load: Correction = field(default_factory=lambda: Correction(_TRUST_LOAD_S, _TRUST_LOAD_S))
+    fetch: Correction = field(default_factory=lambda: Correction(_TRUST_LOAD_S, _TRUST_LOAD_S))
     latest: deque[float] = field(default_factory=lambda: deque(maxlen=_BEST_OF))
     computed_ns: int = 0
     stepped_ns: int | None = None
@@ -85,13 +86,14 @@ class _Paces:
 
 
 class Factors(NamedTuple):
-    """Measured over predicted: of prompts, of decode steps by themselves, of loading stored KV, and
-    of decode steps with all that runs beside them."""
+    """Measured over predicted: of prompts, of decode steps by themselves, of loading stored KV, of
+    decode steps with all that runs beside them, and of loading what others lend."""
 
     prompt: float
     step: float
     load: float
     token: float
+    fetch: float
 
 
 class Pace:
@@ -140,6 +142,10 @@ class Pace:
         """See the protocol."""
         return self._costs.load_s(worker, tokens) * self._of(worker).load.factor
 
+    def fetch_s(self, lender: WorkerInfo, worker: WorkerInfo, tokens: int) -> float:
+        """See `router.loading.LoadingCosts`."""
+        return self._costs.transfer_s(lender, worker, tokens) * self._of(worker).fetch.factor
+
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         """See the protocol."""
         return self._costs.transfer_s(source, target, tokens)
@@ -147,7 +153,7 @@ class Pace:
     def factors(self, worker: WorkerInfo) -> Factors:
         """Measured over predicted."""
         paces = self._of(worker)
-        corrections = (paces.prompt, paces.step, paces.load, paces.token)
+        corrections = (paces.prompt, paces.step, paces.load, paces.token, paces.fetch)
         return Factors(*[correction.factor for correction in corrections])
 
     def described(self, worker: WorkerInfo) -> Mapping[str, Any] | None:
@@ -157,14 +163,19 @@ class Pace:
     # Measurements.
 
     def prefilled(self, attempt: Attempt, event: Prefilled, now_ns: int) -> None:
-        """A prompt is computed. Where stored KV was not loaded, for that was thought to be slow, it
-        is less sure that it still is; or nobody would ever find out."""
+        """A prompt is computed. Where KV was not loaded, for that was thought to be slow, it is
+        less sure that it still is; or nobody would ever find out."""
         worker, computed = attempt.prefill, event.computed_tokens
         info = worker.info
         meet = attempt.placement.meet_tokens
-        self.loaded(worker, event.loaded_tokens, event.load_ns)
+        lender = attempt.placement.lender
+        if lender is None:
+            self.loaded(worker, event.loaded_tokens, event.load_ns)
+        else:
+            self._fetched(worker, lender, event.loaded_tokens, event.load_ns)
         if meet >= attempt.given_tokens:
             self._of(info).load.doubt()
+            self._of(info).fetch.doubt()
         elif meet and event.loaded_tokens:
             return  # it was waited for what was loaded meanwhile
         if (sequences := worker.decoding_now) and computed:
@@ -187,6 +198,12 @@ class Pace:
         if tokens:
             predicted = self._costs.load_s(worker.info, tokens)
             self._of(worker.info).load.learn(seconds(load_ns), predicted)
+
+    def _fetched(self, worker: Worker, lender: Worker, tokens: int, load_ns: int) -> None:
+        """KV was read that another worker lent."""
+        if tokens:
+            predicted = self._costs.transfer_s(lender.info, worker.info, tokens)
+            self._of(worker.info).fetch.learn(seconds(load_ns), predicted)
 
     def stepped(self, worker: Worker, outputs: Sequence[SequenceOutput], now_ns: int) -> None:
         """A decode step is over. Called for every one: steps that follow each other say how long
@@ -214,8 +231,8 @@ class Pace:
 
     def recall(self, worker: WorkerInfo, factors: Factors) -> None:
         """Go by these `factors`, which were found before."""
-        prompt, step, load, token = (Correction(factor, 1.0) for factor in factors)
-        self._paces[worker.worker_id] = _Paces(prompt, step, token, load)
+        prompt, step, load, token, fetch = (Correction(factor, 1.0) for factor in factors)
+        self._paces[worker.worker_id] = _Paces(prompt, step, token, load, fetch)
 
     def forget(self, worker: Worker) -> None:
         """The worker has left; another incarnation may be of another make."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from eastwest.types import Role
 from router.fleet import Worker
@@ -53,8 +53,8 @@ class Placement:
     """Who serves a request; one and the same worker where nothing is to move.
 
     blocks: KV blocks to be reserved on the decode worker. prefill_known_tokens,
-    decode_known_tokens: prompt tokens whose KV each is thought to have, or to load from the store.
-    meet_tokens, leave_stored: how it is loaded, see `Prefill` and `Reserve`.
+    decode_known_tokens: prompt tokens whose KV each is thought to have, or to load.
+    meet_tokens, lender, leave_stored: how it is loaded, see `Prefill` and `Reserve`.
     considered: what was predicted of it and of other pairs, best first, where the policy predicts.
     weighed: those that were drawn, where the policy does not look at all.
     """
@@ -65,9 +65,17 @@ class Placement:
     prefill_known_tokens: int = 0
     decode_known_tokens: int = 0
     meet_tokens: int = 0
+    lender: Worker | None = None
     leave_stored: bool = True
     considered: tuple[Candidate, ...] = ()
     weighed: tuple[Worker, ...] = ()
+
+
+class Loan(NamedTuple):
+    """What another worker has in memory that keeps KV in the same form: so many leading tokens."""
+
+    lender: Worker
+    tokens: int
 
 
 class Known(Protocol):
@@ -88,8 +96,11 @@ class Known(Protocol):
     def stored_tokens(self, worker: Worker) -> int:
         """Leading prompt tokens whose KV the worker can load from the store."""
 
+    def loan(self, worker: Worker) -> Loan | None:
+        """The best that another one of the workers asked about can lend it; None for nothing."""
+
     def reusable_tokens(self, worker: Worker) -> int:
-        """Leading prompt tokens whose KV the worker has or can load from the store."""
+        """Leading prompt tokens whose KV the worker has or can load from somewhere."""
 
 
 class PlacementPolicy(Protocol):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from eastwest.ports import ServingCosts
 from router.decisions import Decisions
 from router.fleet import Fleet, Worker
 from router.kv_view import KvView
 from router.lifecycle import Lifecycle
-from router.loading import leaves_stored, weigh
+from router.loading import LoadingCosts, leaves_stored, weigh
 from router.placement import Known, Placement, PlacementPolicy, spared
 from router.requests import Action
 
@@ -23,7 +22,7 @@ class Placer:
         fleet: Fleet,
         kv: KvView,
         decisions: Decisions,
-        costs: ServingCosts,
+        costs: LoadingCosts,
     ) -> None:
         self.policy = policy
         self._fleet = fleet
@@ -34,7 +33,7 @@ class Placer:
     def place(self, life: Lifecycle, waiting: int, now_ns: int) -> Placement | None:
         """Where the request goes now, or None: nowhere yet. waiting: requests that wait."""
         willing = self._willing(life, now_ns)
-        known = self._kv.known(life.request, waiting, now_ns)
+        known = self._kv.known(life.request, waiting, now_ns, willing)
         placement = self.policy.place(life.request, willing, known)
         if placement is not None:
             given = len(life.request.prompt) + life.output_tokens
@@ -52,8 +51,8 @@ class Placer:
         full, prefill = attempt.decode, attempt.prefill
         if not attempt.placement.leave_stored:
             return None
-        known = self._kv.known(life.request, waiting, now_ns)
         others = [w for w in self._willing(life, now_ns) if w is not full]
+        known = self._kv.known(life.request, waiting, now_ns, others)
         # It does not wait for itself.
         prefill.prompt_tokens -= attempt.to_compute_tokens
         placement = self.policy.place(life.request, others, known)
@@ -74,15 +73,17 @@ class Placer:
     def _loading(self, placement: Placement, given: int, known: Known) -> Placement:
         """Says what is loaded, and where."""
         costs, prefill, decode = self._costs, placement.prefill, placement.decode
-        cached, stored = known.cached_tokens(prefill), known.stored_tokens(prefill)
         queue_s = costs.prompt_s(prefill.info, prefill.waiting_tokens, 0)
-        way = weigh(costs, prefill.info, given, cached, stored, queue_s)
+        way = weigh(costs, prefill, given, known, queue_s)
         leave = leaves_stored(costs, prefill, decode, given, known, way.compute_s)
-        there = known.cached_tokens(decode) if leave else known.reusable_tokens(decode)
+        there = known.cached_tokens(decode)
+        if not leave:
+            there = max(there, known.stored_tokens(decode))
         return replace(
             placement,
             prefill_known_tokens=way.present_tokens,
             decode_known_tokens=there,
             meet_tokens=way.meet_tokens,
+            lender=way.lender,
             leave_stored=leave,
         )

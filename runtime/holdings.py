@@ -53,6 +53,12 @@ class Holdings:
         self.ledger.open(owner, blocks, router_id=router_id, lease_until_ns=lease_until_ns)
         return Taken(blocks, len(shared))
 
+    def lend(self, owner: Owner, hashes: Sequence[BlockHash]) -> tuple[int, ...]:
+        """The blocks of the longest cached prefix of `hashes`, kept for `owner` until it releases
+        them; there may be none, which are released alike."""
+        there = self.pool.match(hashes)
+        return self.take(owner, hashes[:there], there, router_id="", lease_until_ns=None).blocks
+
     def publish(self, blocks: Sequence[int], hashes: Sequence[BlockHash]) -> None:
         """Name full blocks, so that later prompts can share them."""
         for block, block_hash in zip(blocks, hashes, strict=True):
@@ -83,7 +89,8 @@ class Holdings:
 
     def holds_for(self, request_id: str) -> bool:
         """Whether any blocks are held in the name of a request, if only of one that has ended."""
-        return any(Owner(kind, request_id) in self.ledger for kind in OwnerKind)
+        kinds = (kind for kind in OwnerKind if kind is not OwnerKind.LOAN)
+        return any(Owner(kind, request_id) in self.ledger for kind in kinds)
 
     def retire(self, owner: Owner) -> None:
         """`owner` has ended and will release as soon as nothing writes to its blocks any more.

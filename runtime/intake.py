@@ -16,6 +16,7 @@ from eastwest.errors import InvalidArgument, Overloaded
 from eastwest.ports import BlockStore, ReplicaKV
 from kv_transfer.ledger import Owner
 from runtime.holdings import Holdings, Taken
+from runtime.noted_store import NotedStore
 from runtime.stored_prefix import load_stored
 
 
@@ -44,7 +45,7 @@ class Intake:
     ) -> None:
         self._kv = kv
         self._holdings = holdings
-        self._store = store
+        self._stored = None if store is None else NotedStore(store, holdings)
         self._lease_ns = lease_ns
         self._clock = clock
         self._make_room = make_room
@@ -82,9 +83,7 @@ class Intake:
         """
         missing, blocks = hashes[taken.shared :], taken.blocks[taken.shared : len(hashes)]
         asked_ns = self._clock.now_ns()
-        loaded, ended = await load_stored(self._store, self._kv, missing, blocks)
+        loaded = await load_stored(self._stored, self._kv, missing, blocks)
         self._holdings.publish(blocks[:loaded], missing[:loaded])
-        absent = missing[loaded : loaded + 1] if ended else ()
-        self._holdings.note_stored(missing[:loaded], absent)
-        asked = self._store is not None and bool(missing)
+        asked = self._stored is not None and bool(missing)
         return Filled(loaded, self._clock.now_ns() - asked_ns if asked else 0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from eastwest.blocks import BlockHash
 from eastwest.errors import StoreUnavailable
-from eastwest.ports import BlockStore, ReplicaKV
+from eastwest.ports import BlockSource, ReplicaKV
 
 log = logging.getLogger(__name__)
 
@@ -21,24 +20,16 @@ def batch_blocks(kv: ReplicaKV) -> int:
     return max(1, BATCH_BYTES // (kv.spec.bytes_per_token * kv.block_tokens))
 
 
-class Loaded(NamedTuple):
-    """The first `blocks` of a chain were read. ended: the store does not have the next one, which
-    is not known where it did not answer."""
-
-    blocks: int
-    ended: bool
-
-
 async def load_stored(
-    store: BlockStore | None, kv: ReplicaKV, hashes: Sequence[BlockHash], blocks: Sequence[int]
-) -> Loaded:
-    """Read the longest stored prefix of `hashes` into `blocks`.
+    store: BlockSource | None, kv: ReplicaKV, hashes: Sequence[BlockHash], blocks: Sequence[int]
+) -> int:
+    """Read the longest stored prefix of `hashes` into `blocks`; how many that were.
 
     A store that does not answer counts as empty: the KV is computed instead. What was read
     stays good where a later batch fails.
     """
     if store is None or not hashes:
-        return Loaded(0, ended=False)
+        return 0
     batch, loaded = batch_blocks(kv), 0
     try:
         found = await store.match(hashes)
@@ -54,5 +45,4 @@ async def load_stored(
         await store.touch(hashes[:loaded])
     except StoreUnavailable as error:
         log.warning("stored KV is computed instead of loaded: %s", error.message)
-        return Loaded(loaded, ended=False)
-    return Loaded(loaded, ended=loaded < len(hashes))
+    return loaded

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +28,9 @@ from router.decision_lines import Gap, Header
 from router.decision_log import Asked, Choice, Ended, Sight, Subject, recall
 from router.decision_log_file import LogReader
 from router.fleet import Worker
+from router.loading import Loans, reusable
 from router.pace import NominalCosts, Pace
-from router.placement import Candidate, Placement
+from router.placement import Candidate, Loan, Placement
 from router.policies import policy_of
 from router.requests import Request
 
@@ -257,7 +259,7 @@ class _LoggedCosts:
         return cost_of_values(self._values[worker.worker_id, worker.epoch] or {})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _LoggedKnown:
     """Is `router.placement.Known`."""
 
@@ -265,14 +267,21 @@ class _LoggedKnown:
     now_ns: int
     tokens: Mapping[Worker, tuple[int, int]]
 
+    @cached_property
+    def _loans(self) -> Loans:
+        return Loans((worker, cached) for worker, (cached, _) in self.tokens.items())
+
     def cached_tokens(self, worker: Worker) -> int:
         return self.tokens[worker][0]
 
     def stored_tokens(self, worker: Worker) -> int:
         return self.tokens[worker][1]
 
+    def loan(self, worker: Worker) -> Loan | None:
+        return self._loans.to(worker)
+
     def reusable_tokens(self, worker: Worker) -> int:
-        return max(self.tokens[worker])
+        return reusable(self, worker)
 
 
 def _request(asked: Asked) -> Request:

@@ -12,13 +12,23 @@ import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
+from eastwest.blocks import BlockHash
 from eastwest.clock import Clock, seconds
-from eastwest.errors import DeadlineExceeded, ErrorCode, Phase, TransferFailed, Unavailable
-from eastwest.messages import Ticket
+from eastwest.errors import (
+    DeadlineExceeded,
+    ErrorCode,
+    Phase,
+    StoreUnavailable,
+    TransferFailed,
+    Unavailable,
+)
+from eastwest.messages import KvSource, ModelInfo, Ticket
+from eastwest.ports import Buffer
 from eastwest.types import SampledToken
 from kv_transfer.plan import Region
 from kv_transfer.ranks import Arrived, Opening, PushStats
 from kv_transfer.transfers import Transfers
+from runtime.holdings import Holdings
 
 
 @dataclass(slots=True)
@@ -42,13 +52,24 @@ class Fabric:
         self.latency_s = latency_s
         self.faults = LinkFaults()
         self._listening: dict[str, Transfers] = {}
+        self._lending: dict[str, tuple[Holdings, SimulatedSender]] = {}
 
-    def listen(self, address: str, transfers: Transfers) -> None:
+    def listen(
+        self, address: str, transfers: Transfers, holdings: Holdings, sender: SimulatedSender
+    ) -> None:
         self._listening[address] = transfers
+        self._lending[address] = holdings, sender
 
     def leave(self, address: str) -> None:
         """Nobody answers there any more. Idempotent."""
         self._listening.pop(address, None)
+        self._lending.pop(address, None)
+
+    def lender(self, address: str) -> tuple[Holdings, SimulatedSender]:
+        """Who lends at an address, by which link. Raises `StoreUnavailable`."""
+        if (found := self._lending.get(address)) is None:
+            raise StoreUnavailable(f"nobody answers at {address}")
+        return found
 
     def at(self, address: str) -> Transfers:
         """The books at an address. Raises `Unavailable` where nobody listens."""
@@ -151,3 +172,41 @@ class SimulatedPush:
         except Exception as error:
             if getattr(error, "code", None) is not ErrorCode.STALE_EPOCH:
                 raise
+
+
+class SimulatedLenders:
+    """Is `eastwest.ports.Lenders`: what others hold comes over their links, as their pushes do."""
+
+    def __init__(self, fabric: Fabric, model: ModelInfo, block_tokens: int) -> None:
+        self._fabric = fabric
+        self._block_bytes = model.kv.bytes_per_token * block_tokens
+
+    def blocks_of(self, lender: KvSource) -> SimulatedLender:
+        return SimulatedLender(self._fabric, lender.address, self._block_bytes)
+
+
+class SimulatedLender:
+    """Is a `BlockSource`. What is read stays where it is meanwhile, as in a deployment."""
+
+    def __init__(self, fabric: Fabric, address: str, block_bytes: int) -> None:
+        self._fabric = fabric
+        self._address = address
+        self._block_bytes = block_bytes
+
+    async def match(self, hashes: Sequence[BlockHash]) -> int:
+        await asyncio.sleep(self._fabric.latency_s)
+        holdings, _ = self._fabric.lender(self._address)
+        return holdings.pool.match(hashes)
+
+    async def read(self, hashes: Sequence[BlockHash]) -> list[Buffer]:
+        fabric = self._fabric
+        holdings, sender = fabric.lender(self._address)
+        found = holdings.pool.match(hashes)
+        await sender.move(found * self._block_bytes, asyncio.get_running_loop().time())
+        fabric.lender(self._address)
+        if fabric.faults.lost and fabric.rng.random() < fabric.faults.lost:
+            raise StoreUnavailable("SIMULATED: KV was lost")
+        return [b""] * found
+
+    async def touch(self, hashes: Sequence[BlockHash]) -> None:
+        """It was used by being read."""

@@ -40,7 +40,7 @@ from prefill_pool.worker import PrefillWorker
 from runtime.holdings import Holdings
 from runtime.leaving import Leaving
 from sim.engine import SimulatedKV, SimulatedSteps, StepTime
-from sim.links import Fabric, SimulatedReceiving, SimulatedSender
+from sim.links import Fabric, SimulatedLenders, SimulatedReceiving, SimulatedSender
 from sim.virtual_loop import Call, running_loop
 
 TICK_S = 0.2
@@ -132,6 +132,7 @@ class SimulatedReplica:
             loop=self.steps,
             sender=cast(GroupSender, self.sender),
             store=self._store,
+            lenders=SimulatedLenders(self._fabric, self.info.model, self.info.block_tokens),
             local=self.decode.in_place,
             is_self=self._is_self,
             emit=self._tell,
@@ -142,7 +143,7 @@ class SimulatedReplica:
 
     def start(self) -> None:
         """Take commands and transfers."""
-        self._fabric.listen(self.info.address, self.decode.transfers)
+        self._fabric.listen(self.info.address, self.decode.transfers, self.holdings, self.sender)
         self.steps.start()
         self._tasks = [asyncio.create_task(self.leaving.run())]
         if self._store is not None:

@@ -297,7 +297,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., policy: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., age_s: _Optional[float] = ..., ended_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., slo_ttft_s: _Optional[float] = ..., slo_tpot_s: _Optional[float] = ..., migrations: _Optional[int] = ..., decisions: _Optional[_Iterable[_Union[PlacementDecision, _Mapping]]] = ..., decisions_left_out: _Optional[int] = ..., comparisons: _Optional[_Iterable[_Union[TimeComparison, _Mapping]]] = ...) -> None: ...
 
 class PlacementDecision(_message.Message):
-    __slots__ = ("at_s", "waiting", "given_tokens", "prefill", "decode", "blocks", "prefill_known_tokens", "decode_known_tokens", "reason", "predictions", "left_out", "workers", "workers_up", "loss", "lost_s")
+    __slots__ = ("at_s", "waiting", "given_tokens", "prefill", "decode", "blocks", "prefill_known_tokens", "decode_known_tokens", "reason", "predictions", "left_out", "workers", "workers_up", "loss", "lost_s", "lender")
     AT_S_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     GIVEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -313,6 +313,7 @@ class PlacementDecision(_message.Message):
     WORKERS_UP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LOST_S_FIELD_NUMBER: _ClassVar[int]
+    LENDER_FIELD_NUMBER: _ClassVar[int]
     at_s: float
     waiting: int
     given_tokens: int
@@ -328,7 +329,8 @@ class PlacementDecision(_message.Message):
     workers_up: int
     loss: str
     lost_s: float
-    def __init__(self, at_s: _Optional[float] = ..., waiting: _Optional[int] = ..., given_tokens: _Optional[int] = ..., prefill: _Optional[str] = ..., decode: _Optional[str] = ..., blocks: _Optional[int] = ..., prefill_known_tokens: _Optional[int] = ..., decode_known_tokens: _Optional[int] = ..., reason: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[PairPrediction, _Mapping]]] = ..., left_out: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerEstimate, _Mapping]]] = ..., workers_up: _Optional[int] = ..., loss: _Optional[str] = ..., lost_s: _Optional[float] = ...) -> None: ...
+    lender: str
+    def __init__(self, at_s: _Optional[float] = ..., waiting: _Optional[int] = ..., given_tokens: _Optional[int] = ..., prefill: _Optional[str] = ..., decode: _Optional[str] = ..., blocks: _Optional[int] = ..., prefill_known_tokens: _Optional[int] = ..., decode_known_tokens: _Optional[int] = ..., reason: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[PairPrediction, _Mapping]]] = ..., left_out: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerEstimate, _Mapping]]] = ..., workers_up: _Optional[int] = ..., loss: _Optional[str] = ..., lost_s: _Optional[float] = ..., lender: _Optional[str] = ...) -> None: ...
 
 class PairPrediction(_message.Message):
     __slots__ = ("prefill", "decode", "known_tokens", "queue_s", "prefill_s", "transfer_s", "step_s", "own", "others", "chosen")

@@ -78,7 +78,7 @@ class Reserve(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., timeout_s: _Optional[float] = ..., source: _Optional[_Union[KvSource, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., leave_stored: _Optional[bool] = ...) -> None: ...
 
 class KvSource(_message.Message):
-    __slots__ = ("worker_id", "epoch", "fingerprint", "layout", "kv", "block_tokens", "host", "transports", "protocol_version")
+    __slots__ = ("worker_id", "epoch", "fingerprint", "layout", "kv", "block_tokens", "host", "transports", "protocol_version", "address")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class KvSource(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     fingerprint: str
@@ -97,10 +98,11 @@ class KvSource(_message.Message):
     host: str
     transports: _containers.RepeatedScalarFieldContainer[str]
     protocol_version: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., block_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+    address: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., block_tokens: _Optional[int] = ..., host: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., protocol_version: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Prefill(_message.Message):
-    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s", "output", "meet_tokens")
+    __slots__ = ("request_id", "salt", "prompt", "sampling", "max_tokens", "ticket", "timeout_s", "output", "meet_tokens", "lender")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,7 @@ class Prefill(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     MEET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENDER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     salt: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -119,7 +122,8 @@ class Prefill(_message.Message):
     timeout_s: float
     output: _containers.RepeatedScalarFieldContainer[int]
     meet_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ..., output: _Optional[_Iterable[int]] = ..., meet_tokens: _Optional[int] = ...) -> None: ...
+    lender: KvSource
+    def __init__(self, request_id: _Optional[str] = ..., salt: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., timeout_s: _Optional[float] = ..., output: _Optional[_Iterable[int]] = ..., meet_tokens: _Optional[int] = ..., lender: _Optional[_Union[KvSource, _Mapping]] = ...) -> None: ...
 
 class AbortWork(_message.Message):
     __slots__ = ("request_id",)

@@ -35,10 +35,13 @@ def _blocks_to_wire(blocks: m.TierBlocks) -> worker.TierBlocks:
 
 
 def _blocks_from_wire(wire: worker.TierBlocks) -> m.TierBlocks:
-    run = wire.hashes
+    return m.TierBlocks(enum_from_wire(Tier, wire.tier, "tier"), hashes_from_wire(wire.hashes))
+
+
+def hashes_from_wire(run: bytes) -> tuple[BlockHash, ...]:
+    """The hashes in a run of bytes."""
     if len(run) % HASH_BYTES:
         raise InvalidArgument(
             f"block hashes take {len(run)} bytes; allowed: a multiple of {HASH_BYTES}"
         )
-    hashes = (BlockHash(run[at : at + HASH_BYTES]) for at in range(0, len(run), HASH_BYTES))
-    return m.TierBlocks(enum_from_wire(Tier, wire.tier, "tier"), tuple(hashes))
+    return tuple(BlockHash(run[at : at + HASH_BYTES]) for at in range(0, len(run), HASH_BYTES))

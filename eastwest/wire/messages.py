@@ -59,6 +59,7 @@ def command_to_wire(command: m.Command) -> worker.Command:
                     timeout_s=command.timeout_s,
                     output=command.output,
                     meet_tokens=command.meet_tokens,
+                    lender=None if command.lender is None else source_to_wire(command.lender),
                 )
             )
         case m.Abort():
@@ -107,6 +108,7 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                 prefill.timeout_s,
                 tuple(prefill.output),
                 prefill.meet_tokens,
+                source_from_wire(prefill.lender) if prefill.HasField("lender") else None,
             )
         case "abort":
             return m.Abort(wire.abort.request_id)

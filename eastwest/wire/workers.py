@@ -120,6 +120,7 @@ def source_to_wire(source: m.KvSource) -> worker.KvSource:
         host=source.host,
         transports=source.transports,
         protocol_version=source.protocol_version,
+        address=source.address,
     )
 
 
@@ -134,6 +135,7 @@ def source_from_wire(wire: worker.KvSource) -> m.KvSource:
         wire.host,
         _transports(wire.transports),
         wire.protocol_version,
+        wire.address,
     )
 
 

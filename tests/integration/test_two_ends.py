@@ -55,9 +55,10 @@ class WatchedStore(MemoryBlockStore):
 
 @dataclass
 class Even:
-    """A token takes as long to load as to compute, times a factor."""
+    """A token takes as long to load, and to move, as to compute, times a factor."""
 
     load: float = 1.0
+    move: float = 0.0
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
         return new_tokens * 1e-2
@@ -71,7 +72,7 @@ class Even:
         return 1e-2
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
-        return 0.0
+        return tokens * 1e-2 * self.move
 
 
 @pytest.fixture(autouse=True)

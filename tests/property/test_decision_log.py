@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +49,7 @@ QUESTIONS = st.lists(
         st.none() | fleets(),
         REQUESTS,
         KNOWN,
-        st.builds(Factors, FACTORS, FACTORS, FACTORS, FACTORS),
+        st.builds(Factors, *[FACTORS] * 5),
         st.floats(1, 500),
     ),
     min_size=1,
@@ -79,10 +79,11 @@ def recorded(name: str, questions: list[Question]) -> tuple[Header, list[Entry]]
         for worker in workers[::2]:
             pace.recall(worker.info, question.factors)
         pace.usual_output = question.usual_output
-        placement = policy.place(question.request, workers, question.known)
+        known = replace(question.known, workers=workers)
+        placement = policy.place(question.request, workers, known)
         request = question.request
         life = Lifecycle(request, 3, Marks(number), request.deadline_ns)
-        log.asked(life, placement, workers, question.known, number)
+        log.asked(life, placement, workers, known, number)
         log.ended(life, number)
     return header, entries
 

@@ -34,7 +34,7 @@ WORKERS = st.builds(
     st.integers(-(2**31), 2**31 - 1), COUNTS,
 )  # fmt: skip
 DECISIONS = st.builds(
-    Decision, SECONDS, COUNTS, COUNTS, NAMES, NAMES, COUNTS, COUNTS, COUNTS, NAMES,
+    Decision, SECONDS, COUNTS, COUNTS, NAMES, NAMES, COUNTS, COUNTS, COUNTS, NAMES, NAMES,
     st.lists(PREDICTIONS, max_size=3).map(tuple), COUNTS,
     st.lists(WORKERS, max_size=3).map(tuple), COUNTS, NAMES, st.none() | SECONDS,
 )  # fmt: skip

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eastwest.clock import ns
 from eastwest.types import SamplingParams
 from router.fleet import Worker
+from router.loading import Loans, reusable
+from router.placement import Loan
 from router.requests import Request
 
 
 @dataclass(frozen=True, slots=True)
 class SomeKnown:
-    """Implements `Known`: cached tokens by worker id, none for others; stored ones for all."""
+    """Implements `Known`: cached tokens by worker id, none for others; stored ones for all.
+    workers: who may lend."""
 
     cached: Mapping[str, int] = field(default_factory=dict)
     waiting: int = 1
     stored: int = 0
     now_ns: int = 0
+    workers: Sequence[Worker] = ()
 
     def cached_tokens(self, worker: Worker) -> int:
         return self.cached.get(worker.worker_id, 0)
@@ -26,8 +30,11 @@ class SomeKnown:
     def stored_tokens(self, worker: Worker) -> int:
         return self.stored
 
+    def loan(self, worker: Worker) -> Loan | None:
+        return Loans((w, self.cached_tokens(w)) for w in self.workers).to(worker)
+
     def reusable_tokens(self, worker: Worker) -> int:
-        return max(self.cached_tokens(worker), self.stored)
+        return reusable(self, worker)
 
 
 def a_request(

@@ -20,14 +20,15 @@ from tests.unit.router.builders import SomeKnown, a_request
 
 @dataclass
 class SomeCosts:
-    """Seconds of a prompt token, of a step with so many sequences, and of a token that moves or is
-    loaded."""
+    """Seconds of a prompt token, of a step with so many sequences, and of a token that moves, is
+    loaded or is lent."""
 
     token_s: float = 1e-3
     base_s: float = 1e-2
     sequence_s: float = 0.0
     moving_s: float = 0.0
     loading_s: float = 0.0
+    fetching_s: float = 0.0
     usual_output: float = 10.0
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
@@ -45,6 +46,9 @@ class SomeCosts:
 
     def load_s(self, worker: WorkerInfo, tokens: int) -> float:
         return tokens * self.loading_s
+
+    def fetch_s(self, lender: WorkerInfo, worker: WorkerInfo, tokens: int) -> float:
+        return tokens * self.fetching_s
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
         return tokens * self.moving_s

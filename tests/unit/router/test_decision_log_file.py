@@ -26,7 +26,7 @@ SUBJECTS = [Subject(a_worker("p0", Role.PREFILL), {}), Subject(a_worker("d0"), {
 
 def an_entry(number: int = 1) -> Asked:
     """A question in which everything has changed since the one before."""
-    pace = Factors(1.5, 0.5, 2.0, 1.1)
+    pace = Factors(1.5, 0.5, 2.0, 1.1, 3.0)
     seen = [Sight(s, (number,) * 10, (number,) * 3, (16, 32), pace) for s in SUBJECTS]
     slo = Slo(1.0, 0.1)
     return Asked(number, number, 0, 300, 0, 10, slo, 1, 128.0, tuple(seen), Choice(0, 1, 20))
@@ -146,7 +146,7 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("line", "change", "message"),
     [
-        (1, lambda v: v.update(version=1), "version is 1; allowed: 2"),
+        (1, lambda v: v.update(version=1), "version is 1; allowed: 3"),
         (1, lambda v: v.update(format="mine"), "this is no decision log"),
         (1, lambda v: v.update(policy="best"), "policy"),
         (2, lambda v: v.update(number=3), "worker 3 is told; allowed: 0"),
@@ -160,7 +160,7 @@ Change = Callable[[dict[str, Any]], Any]
         (4, lambda v: v.update(slo={"ttft_s": 1.0}), "slo has ttft_s; allowed: ttft_s, tpot_s"),
         (
             4,
-            lambda v: v["seen"].update({"0": [[1], None, [1, 1, 1, 1]]}),
+            lambda v: v["seen"].update({"0": [[1], None, [1, 1, 1, 1, 1]]}),
             "worker 0 is seen with 1",
         ),
         (5, lambda v: v.update(kind="other"), "kind"),

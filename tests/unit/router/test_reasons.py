@@ -16,8 +16,8 @@ WORSE = Prediction("p0", "d0", 0, 0.060, 0.400, 0.0, 0.030, 0.9, 0.3, chosen=Fal
 def a_decision(**changes: Any) -> Decision:
     decision = Decision(
         at_s=0.0, waiting=1, given_tokens=1300, prefill="p1", decode="d0", blocks=90,
-        prefill_known_tokens=0, decode_known_tokens=0, reason="", predictions=(), left_out=0,
-        workers=(), workers_up=4,
+        prefill_known_tokens=0, decode_known_tokens=0, lender="", reason="", predictions=(),
+        left_out=0, workers=(), workers_up=4,
     )  # fmt: skip
     return replace(decision, **changes)
 
