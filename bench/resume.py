@@ -4,7 +4,7 @@ Sessions are spilled, both workers are replaced so that no device holds anything
 session goes on with a short turn. Recomputed are the same tokens under another tenant, whose cache
 is its own and empty. The store is read at its full speed first; then over a link where loading
 takes as long as computing: in turn, all is loaded, all is computed, or both go on from the two
-ends. Figures are medians of the rounds; each round takes sessions of its own.
+ends. Last, sessions rest on the decode worker, and a new prefill worker reads them there. Figures are medians of the rounds; each round takes sessions of its own.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ async def _run(server: EmbeddedValkey, tokens: int, rounds: int) -> list[dict[st
                 taken["loaded"].append(await resume(3 * i + 1, 1e-9))
                 taken["both"].append(await resume(3 * i + 2, 1.0))
                 taken["computed"].append(await _recompute(deployment, prompts[3 * i], rng))
+    lent, recomputed = await _lent(tokens, rounds)
     ms = {name: statistics.median(values) for name, values in taken.items()}
     what = f"time to first token of a {tokens}-token session"
     slow = f"{what}, the store at {link.bytes_per_s / 1e6:.1f} MB/s, from both ends"
@@ -88,14 +89,40 @@ async def _run(server: EmbeddedValkey, tokens: int, rounds: int) -> list[dict[st
         _row(f"{what} from the store", ms["stored"], "recomputing it", ms["computed"], GOAL),
         _row(slow, ms["both"], "loading all of it", ms["loaded"], GOAL_BOTH),
         _row(slow, ms["both"], "recomputing it", ms["computed"], GOAL_BOTH),
+        _row(f"{what} from the decode worker", lent, "recomputing it", recomputed, GOAL),
     ]
 
 
-def _config(url: str, kv_tokens: int) -> Config:
+async def _lent(tokens: int, rounds: int) -> tuple[float, float]:
+    """Of sessions that only the decode worker has: time to first token where the prefill worker
+    reads them there, and where it computes them."""
+    rng = random.Random(4001)
+    prompts = [_tokens(rng, tokens) for _ in range(rounds)]
+    config = _config(None, tokens * (rounds + 3))
+    lent, computed = [], []
+    deployment = Deployment(config)
+    async with deployment, AsyncClient(deployment.address) as client:
+        for i, prompt in enumerate(prompts):
+            await client.generate(prompt, session=f"s{i}", max_tokens=1)
+        (former,) = [w for w in deployment.supervisor.workers() if w.startswith("prefill")]
+        await deployment.stop_worker(former)
+        await deployment.start_worker(Role.PREFILL)
+        await deployment.wait_ready()
+        await client.generate(_tokens(rng, 600), max_tokens=4, ignore_eos=True)
+        for i, prompt in enumerate(prompts):
+            turn = _tokens(rng, TURN_TOKENS)
+            done = await client.generate(turn, session=f"s{i}", must_exist=True, max_tokens=1)
+            assert done.usage.loaded_tokens > 0.9 * tokens, done.usage
+            lent.append(done.timing.ttft.total_ns / 1e6)
+            computed.append(await _recompute(deployment, prompt, rng))
+    return statistics.median(lent), statistics.median(computed)
+
+
+def _config(url: str | None, kv_tokens: int) -> Config:
     return Config.model_validate(
         {
             "router": {"port": 0, "conditional": False},
-            "store": {"idle_s": 0.1, "url": url, "timeout_s": 60.0},
+            "store": {"enabled": url is not None, "idle_s": 0.1, "url": url, "timeout_s": 60.0},
             "prefill": {"kv_tokens": kv_tokens},
             "decode": {"kv_tokens": kv_tokens},
         }

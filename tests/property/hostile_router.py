@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from eastwest import wire
 from eastwest.messages import PROTOCOL_VERSION, KvSource, Reserve, WorkerInfo
 from eastwest.types import SamplingParams
-from eastwest.v1 import kv_transfer_pb2, worker_pb2
+from eastwest.v1 import kv_blocks_pb2, kv_transfer_pb2, worker_pb2
+from eastwest.wire.workers import kv_spec_to_wire, source_to_wire
 from kv_transfer.frame_codec import Header, encode
 from kv_transfer.plan import Region, tokens_of
 from tests.integration.test_serving import a_prompt
@@ -29,6 +30,7 @@ CONTROL = "/eastwest.v1.Worker/Control"
 COMMIT = "/eastwest.v1.KvTransfer/Commit"
 ABORT = "/eastwest.v1.KvTransfer/AbortTransfer"
 PUSH = "/eastwest.v1.KvTransfer/Push"
+MATCH = "/eastwest.v1.KvBlocks/Match"
 
 TICKET = "?"
 SALT = "hostile"  # its KV may be nonsense, and must not be anybody else's
@@ -51,7 +53,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Of the transfer service, where the ticket says."""
+    """Of the transfer service, where the ticket says; or what blocks there are."""
 
     method: str
     message: Message | bytes
@@ -174,7 +176,9 @@ def _commands(
                 reserve = draw(_reserve(sources))
                 command = wire.command_to_wire(reserve)
                 if kind == "p":
-                    command = worker_pb2.Command(prefill=_prefill(command.reserve))
+                    lenders = [None, *map(source_to_wire, sources)]
+                    prefill = _prefill(command.reserve, draw(st.sampled_from(lenders)))
+                    command = worker_pb2.Command(prefill=prefill)
             case "a":
                 command = worker_pb2.Command(abort={"request_id": draw(st.sampled_from(IDS))})
             case "k":
@@ -200,11 +204,13 @@ def _reserve(draw: st.DrawFn, sources: Sequence[KvSource]) -> Reserve:
     )
 
 
-def _prefill(reserve: worker_pb2.Reserve) -> worker_pb2.Prefill:
+def _prefill(
+    reserve: worker_pb2.Reserve, lender: worker_pb2.KvSource | None = None
+) -> worker_pb2.Prefill:
     return worker_pb2.Prefill(
         request_id=reserve.request_id, salt=reserve.salt, prompt=reserve.prompt,
         sampling=reserve.sampling, max_tokens=reserve.max_tokens, timeout_s=reserve.timeout_s,
-        output=reserve.output, ticket=worker_pb2.Ticket(transfer_id=TICKET),
+        output=reserve.output, ticket=worker_pb2.Ticket(transfer_id=TICKET), lender=lender,
     )  # fmt: skip
 
 
@@ -217,9 +223,16 @@ def _asked(draw: st.DrawFn, worker: WorkerInfo, known: Known) -> Ask:
         finished=draw(st.booleans()),
     )
     method = COMMIT
-    if draw(st.integers(0, 3)) == 0:
-        good = kv_transfer_pb2.AbortTransferRequest(transfer_id=TICKET, epoch=worker.epoch)
-        method = ABORT
+    match draw(st.integers(0, 4)):
+        case 0:
+            good = kv_transfer_pb2.AbortTransferRequest(transfer_id=TICKET, epoch=worker.epoch)
+            method = ABORT
+        case 1:
+            method, good = MATCH, kv_blocks_pb2.BlockChain(
+                epoch=worker.epoch, fingerprint=worker.model.fingerprint,
+                kv=kv_spec_to_wire(worker.model.kv), block_tokens=worker.block_tokens,
+                hashes=bytes(32),
+            )  # fmt: skip
     match draw(st.integers(0, 5)):
         case 0:
             return Ask(method, draw(noise(good)))

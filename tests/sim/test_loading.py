@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +32,12 @@ ONE = ((Role.AGGREGATED, 1),)
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step and the store take; `load` is what loading is thought to take, times that."""
+    """What a step, the store and a link take; `load` is what loading is thought to take, times
+    that."""
 
     bytes_per_s: float
     load: float
+    link_bytes_per_s: float = math.inf
 
     def prompt_s(self, worker: WorkerInfo, new_tokens: int, past_tokens: int) -> float:
         return new_tokens * TOKEN_S
@@ -48,7 +51,7 @@ class Costs:
         return 1e-2
 
     def transfer_s(self, source: WorkerInfo, target: WorkerInfo, tokens: int) -> float:
-        return 0.0
+        return self.load * tokens * KV.bytes_per_token / self.link_bytes_per_s
 
 
 def step_s(rows: Sequence[StepRow]) -> float:
@@ -57,12 +60,14 @@ def step_s(rows: Sequence[StepRow]) -> float:
 
 @cache
 def resumed(
-    speed: float, load: float, replicas: tuple[tuple[Role, int], ...] = PAIR
+    speed: float, load: float, replicas: tuple[tuple[Role, int], ...] = PAIR, *, lent: bool = False
 ) -> tuple[float, int]:
     """TTFT of a session that only the store has, and how many of its tokens were loaded.
 
-    speed: of the store, against computing. load: see `Costs`."""
+    speed: of the store, against computing. load: see `Costs`. lent: only the decode worker has it,
+    and it is of the link to it that the speed is."""
     loop = VirtualLoop()
+    link = speed * EVEN if lent else math.inf
     shape = Shape(
         replicas,
         num_blocks=4096,
@@ -73,8 +78,9 @@ def resumed(
             kv=KVConfig(block_tokens=16),
             store=StoreConfig(idle_s=0.1),
         ),
-        costs=Costs(speed * EVEN, load),
-        store_bytes_per_s=speed * EVEN,
+        costs=Costs(speed * EVEN, load, link),
+        link_bytes_per_s=min(link, 25e9),
+        store_bytes_per_s=0.0 if lent else speed * EVEN,
         store_latency_s=LATENCY_S,
     )
 
@@ -96,7 +102,7 @@ def resumed(
 
         await ask("first", prompt)
         await asyncio.sleep(600.0)  # it rests, and is stored
-        for role, _ in replicas:
+        for role, _ in replicas[:1] if lent else replicas:
             await cluster.kill(f"{role.value}-0")
             cluster.spawn(f"{role.value}-0", role)
         await ask("second", prompt + tuple(range(TURN)))
@@ -151,3 +157,13 @@ def test_a_store_that_is_slower_than_it_was_thought_to_be_costs_little(
     it is computed on from there."""
     recomputed = resumed(0.01, RECOMPUTE, replicas)[0]
     assert resumed(0.01, 0.01, replicas)[0] < 1.1 * recomputed
+
+
+@pytest.mark.parametrize("speed", [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0])
+def test_what_a_worker_lends_is_weighed_alike(speed: float) -> None:
+    """The decode worker has the session in memory, the prefill worker is new."""
+    weighed, loaded = resumed(speed, WEIGHED, lent=True)
+    alone = [resumed(speed, way, lent=True)[0] for way in (LOAD_ALL, RECOMPUTE)]
+    assert weighed <= 1.02 * min(alone)
+    assert resumed(speed, LOAD_ALL, lent=True)[1] == TOKENS
+    assert (loaded == 0) == (speed < 0.2)
