@@ -4,7 +4,8 @@ Sessions are spilled, both workers are replaced so that no device holds anything
 session goes on with a short turn. Recomputed are the same tokens under another tenant, whose cache
 is its own and empty. The store is read at its full speed first; then over a link where loading
 takes as long as computing: in turn, all is loaded, all is computed, or both go on from the two
-ends. Last, sessions rest on the decode worker, and a new prefill worker reads them there. Figures are medians of the rounds; each round takes sessions of its own.
+ends. Last, sessions rest on the decode worker, and a new prefill worker reads them there. Figures
+are medians of the rounds; each round takes sessions of its own.
 """
 
 from __future__ import annotations

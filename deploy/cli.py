@@ -7,23 +7,31 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
-from deploy.command import DEFAULT_ADDRESS, INTERRUPTED, Address, Tenant, run
+from deploy.command import (
+    DEFAULT_ADDRESS,
+    INTERRUPTED,
+    Address,
+    ConfigPath,
+    Settings,
+    Tenant,
+    configured,
+    run,
+)
 from deploy.explain import WIDTH, explanation_view
 from deploy.planning_cli import planning_app
 from deploy.report import links_lines, loads_lines, timing_table, usage_lines, workers_table
 from deploy.sessions_cli import sessions_app
 from deploy.settings import explained_yaml
+from deploy.store_cli import store_app
 from deploy.terminal import console, errors
 from eastwest.client import AsyncClient, AsyncGeneration
-from eastwest.config import Config, load_config
-from eastwest.errors import ConfigError, EastWestError
+from eastwest.errors import EastWestError
 from eastwest.types import SamplingParams
 from eastwest.wire import explanation_to_json
 
@@ -41,14 +49,8 @@ layouts_app = typer.Typer(help="Parallel layouts.", no_args_is_help=True)
 app.add_typer(layouts_app, name="layouts")
 app.add_typer(planning_app)
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(store_app, name="store")
 
-ConfigPath = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file; see 'eastwest config show'.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="One setting, such as decode.replicas=2. Repeatable."),
-]
 SessionId = Annotated[
     str | None, typer.Option(help="Continue (or begin) a conversation that the server keeps.")
 ]
@@ -76,7 +78,7 @@ def serve(
     from deploy.serve import serve as serve_until_cancelled
 
     _log(verbose)
-    resolved = _config(config, settings)
+    resolved = configured(config, settings)
     if not run(serve_until_cancelled(resolved, ray_address, console)):
         console.print("everything is stopped")
 
@@ -97,7 +99,7 @@ def router(
     from deploy.another_router import route, worker_addresses
 
     _log(verbose)
-    work = route(_config(config, settings), join, worker_addresses(worker or []), console)
+    work = route(configured(config, settings), join, worker_addresses(worker or []), console)
     if not run(work):
         console.print("the router is stopped")
 
@@ -108,7 +110,7 @@ def demo(config: ConfigPath = None, settings: Settings = None) -> None:
     from deploy.demo import run_demo
 
     logging.basicConfig(level=logging.ERROR)
-    if not run(run_demo(_config(config, ["router.port=0", *(settings or [])]), console)):
+    if not run(run_demo(configured(config, ["router.port=0", *(settings or [])]), console)):
         raise SystemExit(INTERRUPTED)
 
 
@@ -254,7 +256,7 @@ def models(config: ConfigPath = None, settings: Settings = None) -> None:
     table = Table(box=None)
     for column in ("name", "what it is", "licence", "ready"):
         table.add_column(column)
-    for entry in builtin_models(_config(config, settings).model):
+    for entry in builtin_models(configured(config, settings).model):
         ready = "yes" if entry.ready else "downloaded on first use"
         table.add_row(entry.name, entry.description, entry.licence, ready)
     console.print(table)
@@ -277,7 +279,7 @@ def calibrate(
     """Measure this machine with the real engine, as a device for the planner."""
     from deploy.calibrate_cli import run_calibrate
 
-    run_calibrate(_config(config, settings), output, console, quick=quick, force=force)
+    run_calibrate(configured(config, settings), output, console, quick=quick, force=force)
 
 
 @layouts_app.command("explain")
@@ -298,13 +300,13 @@ def layouts_explain(
     """Show which rank sends which KV to which, and how much of it."""
     from deploy.layouts import explain_pair
 
-    console.print(explain_pair(_config(config, settings), model, prefill, decode))
+    console.print(explain_pair(configured(config, settings), model, prefill, decode))
 
 
 @config_app.command("show")
 def config_show(config: ConfigPath = None, settings: Settings = None) -> None:
     """Print the resolved configuration as YAML, each setting with what it means."""
-    text = explained_yaml(_config(config, settings))
+    text = explained_yaml(configured(config, settings))
     console.print(text, end="", markup=False, soft_wrap=True)
 
 
@@ -332,23 +334,6 @@ async def _stream(generation: AsyncGeneration, timing: bool) -> str:
         console.print(usage_lines(completion))
         console.print(f"why there: eastwest explain {completion.request_id}", markup=False)
     return completion.text
-
-
-def _config(path: Path | None, settings: list[str] | None) -> Config:
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        name, equals, raw = setting.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {setting!r} is not understood; allowed: section.field=value")
-        node = overrides
-        *sections, field = name.split(".")
-        for section in sections:
-            node = node.setdefault(section, {})
-        try:
-            node[field] = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
-    return load_config(path, overrides=overrides)
 
 
 def main() -> None:

@@ -50,6 +50,16 @@ class BlockForm:
 
 
 @dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a manifest says of its block. form: the digest. parts: length and xxh3_64 of each."""
+
+    form: bytes
+    block_hash: BlockHash
+    block_tokens: int
+    parts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedBlock:
     """What is stored for one block. `parts` are views into the caller's payload."""
 
@@ -89,6 +99,26 @@ def check_manifest(form: BlockForm, block_hash: BlockHash, manifest: bytes) -> N
     `CorruptData` where it is truncated, altered or speaks of another block; `Incompatible` where
     it is intact but of another version or form.
     """
+    digest, named, block_tokens, count = _head(manifest)
+    if digest != form.digest or block_tokens != form.block_tokens:
+        raise Incompatible("a manifest of another model, KV form or block size")
+    if named != block_hash:
+        raise CorruptData(f"a manifest of block {named.hex()}; expected: {block_hash.hex()}")
+    if count != len(form.part_bytes) or len(manifest) != form.manifest_bytes:
+        raise CorruptData(f"a manifest of {count} parts; expected: {len(form.part_bytes)}")
+
+
+def read_manifest(manifest: bytes) -> Manifest:
+    """What an intact one of this version says, of whatever form. Raises as `check_manifest`."""
+    digest, named, block_tokens, count = _head(manifest)
+    if len(manifest) != _HEAD.size + count * _PART.size + _SUM.size:
+        raise CorruptData(f"a manifest of {len(manifest)} bytes, for {count} parts")
+    parts = tuple(_PART.iter_unpack(manifest[_HEAD.size : -_SUM.size]))
+    return Manifest(digest, BlockHash(named), block_tokens, parts)
+
+
+def _head(manifest: bytes) -> tuple[bytes, bytes, int, int]:
+    """Form, block, its tokens, and the number of parts, of an intact manifest of this version."""
     body, tail = manifest[: -_SUM.size], manifest[-_SUM.size :]
     if len(body) < _HEAD.size or tail != _SUM.pack(xxh3_64_intdigest(body)):
         raise CorruptData(f"a manifest of {len(manifest)} bytes does not match its checksum")
@@ -97,12 +127,7 @@ def check_manifest(form: BlockForm, block_hash: BlockHash, manifest: bytes) -> N
         raise CorruptData("a value that is not a manifest")
     if version != FORMAT_VERSION:
         raise Incompatible(f"a manifest of version {version}; allowed: {FORMAT_VERSION}")
-    if digest != form.digest or block_tokens != form.block_tokens:
-        raise Incompatible("a manifest of another model, KV form or block size")
-    if named != block_hash:
-        raise CorruptData(f"a manifest of block {named.hex()}; expected: {block_hash.hex()}")
-    if count != len(form.part_bytes) or len(manifest) != form.manifest_bytes:
-        raise CorruptData(f"a manifest of {count} parts; expected: {len(form.part_bytes)}")
+    return digest, named, block_tokens, count
 
 
 def check_parts(

@@ -1,0 +1,89 @@
+"""``eastwest store`` against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from redis import Redis
+
+from deploy.cli import main
+from kv_store.embedded import EmbeddedValkey
+from tests.contract.kv_store.builders import KEYS_PER_BLOCK, THREE_PARTS, a_block_store, a_chain
+
+
+@pytest.fixture
+def filled(server: EmbeddedValkey) -> str:
+    """The URL of a server with eight blocks; of one the first part is gone, of another damaged."""
+
+    async def fill() -> None:
+        store = a_block_store(server.url, namespace="eastwest")
+        await store.write(a_chain(8))
+        await store.close()
+
+    with Redis.from_url(server.url) as admin:
+        admin.flushall()
+        asyncio.run(fill())
+        first, second, *_ = sorted(admin.scan_iter(match="*:0"))
+        admin.delete(first)
+        admin.setrange(second, 0, b"\xff\xff")
+    return server.url
+
+
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of one command."""
+    monkeypatch.setattr("sys.argv", ["eastwest", "store", *words])
+    code = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_operators_look_verify_and_sweep(
+    filled: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ("-s", f"store.url={filled}")
+    code, out, _ = call(capsys, monkeypatch, "status", *here)
+    assert code == 0
+    assert THREE_PARTS.digest.hex() in out
+    assert "not whole: 1 blocks" in out
+    code, out, err = call(capsys, monkeypatch, "verify", *here)
+    assert code == 1
+    assert "7 blocks of " in out
+    assert "part 0 is not what was written" in out
+    assert "1 blocks are damaged" in err
+    assert call(capsys, monkeypatch, "verify", "--remove", *here)[0] == 0
+    code, out, _ = call(capsys, monkeypatch, "sweep", *here)
+    assert (code, out.split()[0]) == (0, str(KEYS_PER_BLOCK - 1))
+    code, out, _ = call(capsys, monkeypatch, "status", "--json", *here)
+    told = json.loads(out)
+    assert told["forms"][THREE_PARTS.digest.hex()]["blocks"] == 6
+    assert told["incomplete"] == 0
+    form = ("--form", THREE_PARTS.digest.hex())
+    assert call(capsys, monkeypatch, "sweep", *form, *here)[0] == 0
+    code, _, err = call(capsys, monkeypatch, "sweep", *form, *here)
+    assert code == 1
+    assert "no block has the form" in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("store.ttl_s=60", "store.url is not set"),
+        ("store.url=http://x", "store.url has another scheme"),
+        ("store.url=unix:///nowhere/s", "the store does not answer"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line(
+    setting: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = call(capsys, monkeypatch, "status", "-s", setting)
+    assert code == 1
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
