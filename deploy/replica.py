@@ -98,29 +98,11 @@ class Replica:
         self._info: WorkerInfo | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.defect = asyncio.Event()
-        pool = pool_of(config, identity.role)
-        self._pool = pool
+        self._pool = pool_of(config, identity.role)
         self._holdings = Holdings(BlockGroups(ranks.num_blocks, ranks.layout.dp))
         self._loop = StepLoop(ranks, clock)
         self._control = ControlService(self, self._welcome, config.router.heartbeat_s)
-        self._decode = DecodeWorker(
-            info=self.info,
-            model=ranks.model,
-            layout=ranks.layout,
-            kv=ranks.kv,
-            ranks=ranks.receiving,
-            endpoints=ranks.endpoints,
-            settled=ranks.settled,
-            holdings=self._holdings,
-            loop=self._loop,
-            epoch=identity.epoch,
-            store=store,
-            emit=self._control.emit,
-            pool=pool,
-            kv_config=config.kv,
-            store_config=config.store,
-            clock=clock,
-        )
+        self._decode = self._decode_side()
         self._sender = GroupSender(
             ranks.sending,
             ranks.layout,
@@ -141,26 +123,49 @@ class Replica:
             frame_bytes=config.kv.frame_bytes,
             idle_s=config.kv.lease_s,
         )
-        self._prefill = PrefillWorker(
-            model=ranks.model,
-            kv=ranks.kv,
-            holdings=self._holdings,
-            loop=self._loop,
-            sender=self._sender,
-            store=store,
-            lenders=self._lent,
-            local=self._decode.in_place,
-            is_self=self._is_self,
-            emit=self._control.emit,
-            pool=pool,
-            kv_config=config.kv,
-            clock=clock,
-        )
+        self._prefill = self._prefill_side()
         # Decode rows first: a prompt chunk joins the batch, it does not displace it.
         self._loop.add(self._decode)
         self._loop.add(self._prefill)
         self._leaving = self._make_leaving()
         self.left = self._leaving.left
+
+    def _decode_side(self) -> DecodeWorker:
+        return DecodeWorker(
+            info=self.info,
+            model=self._ranks.model,
+            layout=self._ranks.layout,
+            kv=self._ranks.kv,
+            ranks=self._ranks.receiving,
+            endpoints=self._ranks.endpoints,
+            settled=self._ranks.settled,
+            holdings=self._holdings,
+            loop=self._loop,
+            epoch=self._identity.epoch,
+            store=self._store,
+            emit=self._control.emit,
+            pool=self._pool,
+            kv_config=self._config.kv,
+            store_config=self._config.store,
+            clock=self._clock,
+        )
+
+    def _prefill_side(self) -> PrefillWorker:
+        return PrefillWorker(
+            model=self._ranks.model,
+            kv=self._ranks.kv,
+            holdings=self._holdings,
+            loop=self._loop,
+            sender=self._sender,
+            store=self._store,
+            lenders=self._lent,
+            local=self._decode.in_place,
+            is_self=self._is_self,
+            emit=self._control.emit,
+            pool=self._pool,
+            kv_config=self._config.kv,
+            clock=self._clock,
+        )
 
     def _make_leaving(self) -> Leaving:
         return Leaving(
