@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 import deploy.quiet  # noqa: F401 - before anything that imports gRPC
+from deploy.bench_cli import bench_app
 from deploy.command import (
     DEFAULT_ADDRESS,
     INTERRUPTED,
@@ -50,6 +51,7 @@ app.add_typer(layouts_app, name="layouts")
 app.add_typer(planning_app)
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(store_app, name="store")
+app.add_typer(bench_app, name="bench")
 
 SessionId = Annotated[
     str | None, typer.Option(help="Continue (or begin) a conversation that the server keeps.")

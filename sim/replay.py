@@ -39,8 +39,8 @@ _DEADLINE_S = 3600.0
 class Replayed:
     """What the requests of a replay saw. Times in virtual seconds, shares of all requests.
 
-    busy: share of the time that the replicas of each role were in steps. events: what the
-    scheduler was told.
+    busy: share of the time that the replicas of each role were in steps, until the last request
+    came. events: what the scheduler was told.
     """
 
     requests: int
@@ -120,9 +120,11 @@ def replay(
     policy: PlacementPolicy | None = None,
     write: Write | None = None,
     slo: Slo | None = None,
+    observe: Callable[[Seen], None] | None = None,
 ) -> Replayed:
     """Run a trace to its end. speed: how much faster than recorded requests come. write: takes the
-    entries of the router's decision log. slo: what requests ask for. Deterministic."""
+    entries of the router's decision log. slo: what requests ask for. observe: told of each request,
+    at the end. Deterministic."""
     loop = VirtualLoop()
 
     async def run() -> Replayed:
@@ -132,8 +134,12 @@ def replay(
         for number, (at_s, row) in enumerate(_spread(rows, rng)):
             await asyncio.sleep(max(0.0, at_s / speed - loop.time()))
             cluster.submit(_request(number, row, cluster.clock.now_ns(), slo or Slo()))
+        busy = _busy(cluster, loop.time())
         await cluster.quiet()
-        result = _result(cluster, loop.time())
+        result = _result(cluster, loop.time(), busy)
+        if observe is not None:
+            for seen in cluster.seen.values():
+                observe(seen)
         await cluster.close()
         return result
 
@@ -146,14 +152,19 @@ def by_cost(cost: CostModel) -> Callable[[Role], StepTime]:
     return lambda role: seconds
 
 
-def _result(cluster: Cluster, span_s: float) -> Replayed:
+def _busy(cluster: Cluster, span_s: float) -> dict[str, float]:
+    busy: dict[str, list[float]] = {}
+    for replica in cluster.replicas.values():
+        share = min(1.0, replica.steps.busy_s / span_s) if span_s else 0.0
+        busy.setdefault(replica.info.role.value, []).append(share)
+    return {role: statistics.fmean(shares) for role, shares in busy.items()}
+
+
+def _result(cluster: Cluster, span_s: float, busy: dict[str, float]) -> Replayed:
     done: list[Seen] = list(cluster.finished())
     outcomes = [seen.outcome for seen in done]
     prompt = sum(len(seen.request.prompt) for seen in done)
     computed = sum(getattr(o, "usage").computed_tokens for o in outcomes)  # noqa: B009
-    busy: dict[str, list[float]] = {}
-    for replica in cluster.replicas.values():
-        busy.setdefault(replica.info.role.value, []).append(replica.steps.busy_s / span_s)
     return Replayed(
         requests=len(cluster.seen),
         completed=len(done),
@@ -162,7 +173,7 @@ def _result(cluster: Cluster, span_s: float) -> Replayed:
         tpot_s=tuple(seen.tpot_s for seen in done),
         cached_share=1 - computed / prompt if prompt else 0.0,
         events=cluster.events,
-        busy={role: statistics.fmean(shares) for role, shares in busy.items()},
+        busy=busy,
     )
 
 

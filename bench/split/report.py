@@ -1,0 +1,109 @@
+"""A sweep as a table and as JSON (version 1; `docs/split.md` says what the fields are)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.split.points import PARTS, PERCENTILES
+from bench.split.sweep import Found
+from bench.split.verdict import bottleneck, verdict
+
+VERSION = 1
+
+
+def table(found: Sequence[Found], title: str, devices: int | None) -> RenderableType:
+    """The verdict, then a row for each split at its goodput, best first. devices: of all workers
+    together, where they are known."""
+    rows = Table(box=None, padding=(0, 1))
+    rows.add_column("split", no_wrap=True)
+    several = len(found[0].goodput) > 1
+    cached = any(f.at is not None and f.at.cached_share >= 0.005 for f in found)
+    columns = ["requests/s", *(["least to most"] if several else []), "tokens/s"]
+    columns += ["a device"] if devices else []
+    columns += ["TTFT p50, p99", "TPOT p50, p99", *(["cached"] if cached else []), "busy"]
+    for column in columns:
+        rows.add_column(column, justify="right", no_wrap=True)
+    rows.add_column("short of", no_wrap=True)
+    for f in sorted(found, key=lambda f: -f.mean):
+        cells = [f"{f.mean:.3g}"]
+        cells += [f"{min(f.goodput):.3g} to {max(f.goodput):.3g}"] if several else []
+        if (at := f.at) is None:
+            cells += ["-"] * (len(columns) - len(cells))
+        else:
+            cells.append(f"{at.tokens_per_s:,.0f}")
+            cells += [f"{at.tokens_per_s / devices:,.0f}"] if devices else []
+            cells += [_two(at.ttft_s), _two(at.tpot_s)]
+            cells += [f"{at.cached_share:.0%}"] if cached else []
+            cells.append(_busy(at.busy))
+        rows.add_row(f.split.name, *cells, bottleneck(f.beyond, f.split))
+    return Group(Text(verdict(found).headline, style="bold"), Text(title, style="dim"), rows)
+
+
+def breakdown(found: Sequence[Found]) -> RenderableType:
+    """Of each split at its goodput: the mean parts of TTFT, which sum to it, and the transfer that
+    nothing hid."""
+    rows = Table(box=None, padding=(0, 1))
+    rows.add_column("mean TTFT of", no_wrap=True)
+    for column in ("whole", *PARTS, "and KV not hidden"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for f in sorted(found, key=lambda f: -f.mean):
+        if (at := f.at) is not None:
+            parts = [_s(part) for part in at.parts_s]
+            rows.add_row(f.split.name, _s(sum(at.parts_s)), *parts, _s(at.exposed_s))
+    return rows
+
+
+def write_json(
+    path: Path, found: Sequence[Found], measured: Mapping[str, Any], devices: int | None
+) -> None:
+    """Everything: what was measured, the verdict, and every point."""
+    told = verdict(found)
+    tree = {
+        "format": "eastwest split",
+        "version": VERSION,
+        "measured": dict(measured),
+        "devices": devices,
+        "percentiles": PERCENTILES,
+        "ttft_parts": PARTS,
+        "verdict": {
+            "headline": told.headline,
+            "best": None if told.best is None else told.best.split.name,
+            "as_good": told.as_good,
+            "over_aggregated": told.over_aggregated,
+        },
+        "splits": [
+            {
+                "split": f.split.name,
+                "goodput": f.mean,
+                "goodput_by_seed": f.goodput,
+                "short_of": bottleneck(f.beyond, f.split),
+                "points": [{**asdict(p), "attained_interval": p.interval} for p in f.points],
+            }
+            for f in found
+        ],
+    }
+    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def _busy(busy: Mapping[str, float]) -> str:
+    return ", ".join(f"{role[0].upper()} {share:.0%}" for role, share in busy.items()) or "-"
+
+
+def _two(percentiles: Sequence[float]) -> str:
+    """The first and the last, in one unit."""
+    low, high = percentiles[0], percentiles[-1]
+    if high < 1.0:
+        return f"{low * 1e3:,.1f}, {high * 1e3:,.1f} ms"
+    return f"{low:,.2f}, {high:,.2f} s"
+
+
+def _s(value: float) -> str:
+    return f"{value * 1e3:,.1f} ms" if value < 0.1 else f"{value:,.2f} s"
