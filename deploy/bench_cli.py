@@ -121,6 +121,8 @@ def split(
         from bench.split.sweep import sweep_simulated
 
         name, count = _devices(simulate)
+        if not 1 <= tp <= count:
+            raise ConfigError(f"--tp is {tp}; allowed: 1 to {count}, the devices that there are")
         cost = _cost(model, name, tp, asked, slo, share)
         devices = count // tp * tp
         measured |= {"simulated": f"{name}:{count}", "model": model, "tp": tp, **asked}

@@ -79,6 +79,7 @@ def test_a_sweep_finds_goodput_and_says_where_the_time_went(
         (("--simulate", "h100-sxm:4", "--isl", "200000"), "200,064 tokens"),
         (("--simulate", "h100-sxm:4", "--tp", "3"), "cannot be split over 3"),
         (("--simulate", "h100-sxm:4", "--model", "llama-3.1-70b"), "--tp"),
+        (("--simulate", "h100-sxm:4", "--tp", "0"), "--tp is 0; allowed: 1 to 4"),
         (("--workers", "1"), "at least 2"),
     ],
 )
