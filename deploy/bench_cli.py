@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,24 +13,64 @@ import typer
 from deploy.command import INTERRUPTED, ConfigPath, Settings, configured, run
 from deploy.terminal import console, errors
 from deploy.writing import writing
+from eastwest.config import Config
 from eastwest.errors import ConfigError
+from eastwest.layout import ParallelLayout
 from eastwest.types import Slo
 from planner.quantity import duration_s
 
 if TYPE_CHECKING:
-    from bench.split.journal import Journal
-    from bench.split.live import LiveWorkers
     from bench.split.load import Load
     from bench.split.points import Point
     from bench.split.splits import Split
     from bench.split.sweep import Found, Rules
+    from planner.cost import CostModel
 
-# A run lasts at least so long, and so many times the target of the first token.
+# A run lasts at least so long, and so many times the target of the first token, so that a queue
+# that only grows shows.
 _SPAN_S, _SPAN_TTFT = 8.0, 8.0
+_SIMULATED_REQUESTS = 200
 # Of a device's memory. Half of it is KV, in the simulation.
 _WEIGHTS_MAX = 0.5
+_CONTEXT_MAX = 1 << 20
 
 bench_app = typer.Typer(help="Measure deployments.", no_args_is_help=True)
+
+Simulate = Annotated[
+    str | None,
+    typer.Option(help="SIMULATE so many devices, such as h100-sxm:8; live without it."),
+]
+Model = Annotated[
+    str, typer.Option(help="Simulated: name in the catalogue, or path of a config.json.")
+]
+Tp = Annotated[int, typer.Option(help="Simulated: tensor parallelism of a worker.")]
+Workers = Annotated[int, typer.Option(help="Live: how many workers to split.")]
+Splits = Annotated[
+    str | None,
+    typer.Option(help="Such as 4A,1P3D,1P3D+ (plus: any worker may prefill); all without it."),
+]
+Isl = Annotated[int, typer.Option(help="Mean prompt tokens.")]
+Osl = Annotated[int, typer.Option(help="Mean answer tokens.")]
+Spread = Annotated[
+    float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
+]
+Burstiness = Annotated[
+    float, typer.Option(help="Standard deviation of the time between requests over its mean.")
+]
+TraceFile = Annotated[
+    Path | None, typer.Option(help="Trace of requests, stretched to each rate, instead.")
+]
+Ttft = Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")]
+Tpot = Annotated[str, typer.Option(help="Time per output token to hold, such as 20ms.")]
+Share = Annotated[float, typer.Option(help="Share of requests to hold both for.")]
+Requests = Annotated[int, typer.Option(help="Of one run, at least.")]
+Seeds = Annotated[int, typer.Option(help="Searches, each with other requests.")]
+Within = Annotated[float, typer.Option(help="How closely a rate is found.")]
+JournalFile = Annotated[
+    Path | None, typer.Option(help="Keeps what is measured; a broken-off sweep goes on.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers.")]
+RayAddress = Annotated[str | None, typer.Option(help="Live: a Ray cluster instead of a local one.")]
 
 
 @bench_app.callback()
@@ -40,130 +80,158 @@ def _bench() -> None:
 
 @bench_app.command()
 def split(
-    simulate: Annotated[
-        str | None,
-        typer.Option(help="SIMULATE so many devices, such as h100-sxm:8; live without it."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Simulated: name in the catalogue, or path of a config.json.")
-    ] = "llama-3.1-8b",
-    tp: Annotated[int, typer.Option(help="Simulated: tensor parallelism of a worker.")] = 1,
-    workers: Annotated[int, typer.Option(help="Live: how many workers to split.")] = 2,
-    splits: Annotated[
-        str | None,
-        typer.Option(help="Such as 4A,1P3D,1P3D+ (plus: any worker may prefill); all without it."),
-    ] = None,
-    isl: Annotated[int, typer.Option(help="Mean prompt tokens.")] = 512,
-    osl: Annotated[int, typer.Option(help="Mean answer tokens.")] = 64,
-    spread: Annotated[
-        float, typer.Option(help="Standard deviation of lengths over their mean (log-normal).")
-    ] = 0.3,
-    burstiness: Annotated[
-        float, typer.Option(help="Standard deviation of the time between requests over its mean.")
-    ] = 1.0,
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace of requests, stretched to each rate, instead.")
-    ] = None,
-    ttft: Annotated[str, typer.Option(help="Time to first token to hold, such as 2s.")] = "2s",
-    tpot: Annotated[
-        str, typer.Option(help="Time per output token to hold, such as 20ms.")
-    ] = "100ms",
-    share: Annotated[float, typer.Option(help="Share of requests to hold both for.")] = 0.9,
-    requests: Annotated[int, typer.Option(help="Of one run, at least.")] = 40,
-    seeds: Annotated[int, typer.Option(help="Searches, each with other requests.")] = 1,
-    within: Annotated[float, typer.Option(help="How closely a rate is found.")] = 0.1,
-    journal: Annotated[
-        Path | None, typer.Option(help="Keeps what is measured; a broken-off sweep goes on.")
-    ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers.")] = None,
+    simulate: Simulate = None,
+    model: Model = "llama-3.1-8b",
+    tp: Tp = 1,
+    workers: Workers = 2,
+    splits: Splits = None,
+    isl: Isl = 512,
+    osl: Osl = 64,
+    spread: Spread = 0.3,
+    burstiness: Burstiness = 1.0,
+    trace: TraceFile = None,
+    ttft: Ttft = "2s",
+    tpot: Tpot = "100ms",
+    share: Share = 0.9,
+    requests: Requests = 40,
+    seeds: Seeds = 1,
+    within: Within = 0.1,
+    journal: JournalFile = None,
+    json_path: JsonFile = None,
     config: ConfigPath = None,
     settings: Settings = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Live: a Ray cluster instead of a local one.")
-    ] = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Find the requests/s that each split serves within the targets, and say which is best."""
-    from bench.split.journal import Journal
     from bench.split.report import breakdown, table, write_json
     from bench.split.sweep import Rules
 
-    slo = Slo(duration_s(ttft, "--ttft", 1e-3, 3600.0), duration_s(tpot, "--tpot", 1e-4, 10.0))
     _check(share, requests, seeds, within)
-    rules = Rules(share, seeds, 1.0, 1 + within)
-    # Long against the target, so that a queue that only grows shows.
-    span_s = max(_SPAN_S, _SPAN_TTFT * slo.ttft_s)
-    measured: dict[str, Any] = {
-        "slo": asdict(slo), "share": share, "requests": requests, "within": within,
-        "trace": None if trace is None else str(trace),
-    }  # fmt: skip
-    asked = {"isl": float(isl), "osl": float(osl), "spread": spread, "burstiness": burstiness}
+    slo = Slo(duration_s(ttft, "--ttft", 1e-3, 3600.0), duration_s(tpot, "--tpot", 1e-4, 10.0))
+    lengths = {"isl": float(isl), "osl": float(osl), "spread": spread, "burstiness": burstiness}
+    sweep = _Sweep(slo, Rules(share, seeds, 1.0, 1 + within), requests, lengths, trace, journal)
     if simulate is None:
-        from bench.split.live import LiveWorkers
-
-        resolved = configured(config, settings)
-        sections = {"model", "prefill", "decode", "aggregated", "kv"}
-        measured |= {"live": resolved.model_dump(mode="json", include=sections), **asked}
-        devices = None
-        title = f"live, {workers} workers"
-        chosen = _splits(splits, workers)
-        load = _load(asked, trace, 1 << 20)
-
-        def sweep(told: Callable[[Point], None]) -> list[Found] | None:
-            kept = Journal(journal, measured)
-            live = LiveWorkers(
-                resolved, load, slo, requests, span_s, share, ray_address=ray_address,
-                progress=lambda words: errors.print(words, style="dim", markup=False),
-            )  # fmt: skip
-            return _live(live, rules, chosen, kept, told)
-
+        told = sweep.live(configured(config, settings), workers, splits, ray_address)
     else:
-        from bench.split.simulated import SimulatedWorkers
-        from bench.split.sweep import sweep_simulated
-
-        name, count = _devices(simulate)
-        if not 1 <= tp <= count:
-            raise ConfigError(f"--tp is {tp}; allowed: 1 to {count}, the devices that there are")
-        cost = _cost(model, name, tp, asked, slo, share)
-        devices = count // tp * tp
-        measured |= {"simulated": f"{name}:{count}", "model": model, "tp": tp, **asked}
-        title = f"SIMULATED: {count // tp} workers of {tp} {name}, {model}"
-        chosen = _splits(splits, count // tp)
-        load = _load(asked, trace, cost.model.context_tokens)
-        simulated = SimulatedWorkers(cost, load, slo, max(requests, 200), span_s)
-
-        def sweep(told: Callable[[Point], None]) -> list[Found] | None:
-            return sweep_simulated(chosen, simulated, rules, Journal(journal, measured), told)
-
-    found = sweep(_progress(chosen))
-    if found is None:
-        raise SystemExit(INTERRUPTED)
-    console.print(table(found, title, devices))
-    console.print(breakdown(found))
+        told = sweep.simulated(*_devices(simulate), model, tp, splits)
+    console.print(table(told.found, told.title, told.devices))
+    console.print(breakdown(told.found))
     if json_path is not None:
         with writing(json_path):
-            write_json(json_path, found, measured, devices)
+            write_json(json_path, told.found, told.measured, told.devices)
         console.print(f"wrote {json_path}", markup=False, soft_wrap=True)
 
 
-def _live(
-    live: LiveWorkers,
-    rules: Rules,
-    splits: list[Split],
-    journal: Journal,
-    told: Callable[[Point], None],
-) -> list[Found] | None:
-    """None where it was interrupted; the journal has what was measured."""
-    from bench.split.sweep import sweep
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What was found of what. devices: of all workers together, None where that is not known."""
 
-    found: list[Found] = []
+    found: list[Found]
+    title: str
+    measured: Mapping[str, Any]
+    devices: int | None
 
-    async def call() -> None:
-        try:
-            found.extend(await sweep(splits, live.run, rules, journal, told))
-        finally:
-            await asyncio.shield(live.close())
 
-    return found if run(call()) else None
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """What live and simulated sweeps are told alike."""
+
+    slo: Slo
+    rules: Rules
+    requests: int
+    lengths: dict[str, float]
+    trace: Path | None
+    journal: Path | None
+
+    def live(
+        self, config: Config, workers: int, names: str | None, ray_address: str | None
+    ) -> _Told:
+        """Deployments, one after the other. Exits where it is interrupted: the journal has what was
+        measured."""
+        from bench.split.journal import Journal
+        from bench.split.live import LiveWorkers
+        from bench.split.sweep import sweep
+
+        sections = {"model", "prefill", "decode", "aggregated", "kv"}
+        measured = self._measured(live=config.model_dump(mode="json", include=sections))
+        splits = _splits(names, workers)
+        pool = LiveWorkers(
+            config, self._load(_CONTEXT_MAX), self.slo, self.requests, self._span_s,
+            self.rules.share, ray_address=ray_address,
+            progress=lambda words: errors.print(words, style="dim", markup=False),
+        )  # fmt: skip
+        journal = Journal(self.journal, measured)
+        found: list[Found] = []
+
+        async def call() -> None:
+            try:
+                found.extend(await sweep(splits, pool.run, self.rules, journal, _progress(splits)))
+            finally:
+                await asyncio.shield(pool.close())
+
+        if not run(call()):
+            raise SystemExit(INTERRUPTED)
+        return _Told(found, f"live, {workers} workers", measured, None)
+
+    def simulated(self, device: str, count: int, model: str, tp: int, names: str | None) -> _Told:
+        """Searches side by side, in virtual time."""
+        from bench.split.journal import Journal
+        from bench.split.simulated import SimulatedWorkers
+        from bench.split.sweep import sweep_simulated
+
+        if not 1 <= tp <= count:
+            raise ConfigError(f"--tp is {tp}; allowed: 1 to {count}, the devices that there are")
+        cost = self._cost(model, device, tp)
+        splits = _splits(names, count // tp)
+        load = self._load(cost.model.context_tokens)
+        requests = max(self.requests, _SIMULATED_REQUESTS)
+        workers = SimulatedWorkers(cost, load, self.slo, requests, self._span_s)
+        measured = self._measured(simulated=f"{device}:{count}", model=model, tp=tp)
+        journal = Journal(self.journal, measured)
+        found = sweep_simulated(splits, workers, self.rules, journal, _progress(splits))
+        title = f"SIMULATED: {count // tp} workers of {tp} {device}, {model}"
+        return _Told(found, title, measured, count // tp * tp)
+
+    @property
+    def _span_s(self) -> float:
+        return max(_SPAN_S, _SPAN_TTFT * self.slo.ttft_s)
+
+    def _measured(self, **what: Any) -> dict[str, Any]:
+        rules = {"share": self.rules.share, "within": self.rules.within}
+        trace = None if self.trace is None else str(self.trace)
+        return {
+            "slo": asdict(self.slo), **rules, "requests": self.requests, "trace": trace,
+            **self.lengths, **what,
+        }  # fmt: skip
+
+    def _load(self, context_tokens: int) -> Load:
+        from bench.split.load import Load, check_load
+        from planner.traces import read_trace
+
+        rows = () if self.trace is None else read_trace(self.trace).rows
+        return check_load(Load(**self.lengths, trace=rows, context_tokens=context_tokens))
+
+    def _cost(self, model: str, device: str, tp: int) -> CostModel:
+        """Of one worker. Raises `ConfigError` where the model does not fit it."""
+        from planner.ask import ask
+        from planner.cost import CostModel
+        from planner.layouts import fits_model
+        from planner.memory import weights_per_rank
+
+        q = ask(
+            model, device, ttft_s=self.slo.ttft_s, tpot_s=self.slo.tpot_s, devices=tp,
+            isl=self.lengths["isl"], osl=self.lengths["osl"], percentile=self.rules.share,
+        )  # fmt: skip
+        layout, name, memory = ParallelLayout(tp=tp), q.model.name, q.device.memory.bytes
+        if not fits_model(q.model, layout):
+            raise ConfigError(f"{name} cannot be split over {tp} devices; allowed: another --tp")
+        weights = weights_per_rank(q.model, layout, q.precision)
+        if weights > _WEIGHTS_MAX * memory:
+            raise ConfigError(
+                f"{name} takes {weights / 1e9:,.0f} GB of a device's {memory / 1e9:,.0f} with --tp "
+                f"{tp}; allowed: at most {_WEIGHTS_MAX:.0%}, so that KV has room"
+            )
+        return CostModel(q.model, layout, q.precision, q.device, q.stack)
 
 
 def _progress(splits: list[Split]) -> Callable[[Point], None]:
@@ -187,21 +255,12 @@ def _splits(names: str | None, workers: int) -> list[Split]:
     if names is None:
         return all_splits(workers)
     chosen = [split_of(name) for name in names.split(",")]
-    for split in chosen:
-        if split.workers != workers:
+    for one in chosen:
+        if one.workers != workers:
             raise ConfigError(
-                f"{split.name} has {split.workers} workers; allowed: {workers}, or no comparison "
-                f"is fair"
+                f"{one.name} has {one.workers} workers; allowed: {workers}, or it is not fair"
             )
     return list(dict.fromkeys(chosen))
-
-
-def _load(asked: dict[str, float], trace: Path | None, context_tokens: int) -> Load:
-    from bench.split.load import Load, check_load
-    from planner.traces import read_trace
-
-    rows = () if trace is None else read_trace(trace).rows
-    return check_load(Load(**asked, trace=rows, context_tokens=context_tokens))
 
 
 def _devices(text: str) -> tuple[str, int]:
@@ -211,29 +270,6 @@ def _devices(text: str) -> tuple[str, int]:
             f"--simulate is {text!r}; allowed: a device and how many, from 2, such as h100-sxm:8"
         )
     return name, int(count)
-
-
-def _cost(model: str, device: str, tp: int, asked: dict[str, float], slo: Slo, share: float) -> Any:
-    from eastwest.layout import ParallelLayout
-    from planner.ask import ask
-    from planner.cost import CostModel
-    from planner.layouts import fits_model
-    from planner.memory import weights_per_rank
-
-    question = ask(
-        model, device, ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, devices=tp, isl=asked["isl"],
-        osl=asked["osl"], percentile=share,
-    )  # fmt: skip
-    layout, shape, memory = ParallelLayout(tp=tp), question.model, question.device.memory
-    if not fits_model(shape, layout):
-        raise ConfigError(f"{shape.name} cannot be split over {tp} devices; allowed: another --tp")
-    weights = weights_per_rank(shape, layout, question.precision)
-    if weights > _WEIGHTS_MAX * memory.bytes:
-        raise ConfigError(
-            f"{shape.name} takes {weights / 1e9:,.0f} GB of a device's {memory.bytes / 1e9:,.0f} "
-            f"with --tp {tp}; allowed: at most {_WEIGHTS_MAX:.0%}, so that KV has room"
-        )
-    return CostModel(question.model, layout, question.precision, question.device, question.stack)
 
 
 def _check(share: float, requests: int, seeds: int, within: float) -> None:

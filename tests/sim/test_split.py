@@ -8,22 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.split.points import Point
-from deploy.cli import main
-
-
-def told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command."""
-    monkeypatch.setattr("sys.argv", ["eastwest", "bench", "split", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
+from tests.commands import eastwest
 
 OPTIONS = (
     "--simulate", "h100-sxm:2", "--isl", "2048", "--osl", "32", "--ttft", "200ms", "--tpot", "15ms",
@@ -36,7 +21,7 @@ def test_a_sweep_finds_goodput_and_says_where_the_time_went(
 ) -> None:
     journal, output = tmp_path / "journal", tmp_path / "split.json"
     files = ("--journal", str(journal), "--json", str(output))
-    code, out, err = told(monkeypatch, capsys, *OPTIONS, *files)
+    code, out, err = eastwest(monkeypatch, capsys, "bench", "split", *OPTIONS, *files)
     assert code == 0
     assert "SIMULATED: 2 workers of 1 h100-sxm, llama-3.1-8b" in out
     tree = json.loads(output.read_text())
@@ -58,7 +43,9 @@ def test_a_sweep_finds_goodput_and_says_where_the_time_went(
     )
     # Nothing is run again, and it comes to the same.
     monkeypatch.setattr("bench.split.simulated.SimulatedWorkers.run", None)
-    code, again, _ = told(monkeypatch, capsys, *OPTIONS, "--journal", str(journal))
+    code, again, _ = eastwest(
+        monkeypatch, capsys, "bench", "split", *OPTIONS, "--journal", str(journal)
+    )
     assert code == 0
     assert again == "".join(out.splitlines(keepends=True)[:-1])
     assert err.count("[1/2] 2A at") == len(tree["splits"][0]["points"])
@@ -89,7 +76,7 @@ def test_what_makes_no_sense_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, _, err = told(monkeypatch, capsys, *words)
+    code, _, err = eastwest(monkeypatch, capsys, "bench", "split", *words)
     assert code == 1
     assert said in " ".join(err.split())
     assert "Traceback" not in err

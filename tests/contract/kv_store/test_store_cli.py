@@ -8,8 +8,8 @@ import json
 import pytest
 from redis import Redis
 
-from deploy.cli import main
 from kv_store.embedded import EmbeddedValkey
+from tests.commands import eastwest
 from tests.contract.kv_store.builders import KEYS_PER_BLOCK, THREE_PARTS, a_block_store, a_chain
 
 
@@ -31,43 +31,29 @@ def filled(server: EmbeddedValkey) -> str:
     return server.url
 
 
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
-) -> tuple[int, str, str]:
-    """Exit code, output and errors of one command."""
-    monkeypatch.setattr("sys.argv", ["eastwest", "store", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_operators_look_verify_and_sweep(
     filled: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = ("-s", f"store.url={filled}")
-    code, out, _ = call(capsys, monkeypatch, "status", *here)
+    code, out, _ = eastwest(monkeypatch, capsys, "store", "status", *here)
     assert code == 0
     assert THREE_PARTS.digest.hex() in out
     assert "not whole: 1 blocks" in out
-    code, out, err = call(capsys, monkeypatch, "verify", *here)
+    code, out, err = eastwest(monkeypatch, capsys, "store", "verify", *here)
     assert code == 1
     assert "7 blocks of " in out
     assert "part 0 is not what was written" in out
     assert "1 blocks are damaged" in err
-    assert call(capsys, monkeypatch, "verify", "--remove", *here)[0] == 0
-    code, out, _ = call(capsys, monkeypatch, "sweep", *here)
+    assert eastwest(monkeypatch, capsys, "store", "verify", "--remove", *here)[0] == 0
+    code, out, _ = eastwest(monkeypatch, capsys, "store", "sweep", *here)
     assert (code, out.split()[0]) == (0, str(KEYS_PER_BLOCK - 1))
-    code, out, _ = call(capsys, monkeypatch, "status", "--json", *here)
+    code, out, _ = eastwest(monkeypatch, capsys, "store", "status", "--json", *here)
     told = json.loads(out)
     assert told["forms"][THREE_PARTS.digest.hex()]["blocks"] == 6
     assert told["incomplete"] == 0
     form = ("--form", THREE_PARTS.digest.hex())
-    assert call(capsys, monkeypatch, "sweep", *form, *here)[0] == 0
-    code, _, err = call(capsys, monkeypatch, "sweep", *form, *here)
+    assert eastwest(monkeypatch, capsys, "store", "sweep", *form, *here)[0] == 0
+    code, _, err = eastwest(monkeypatch, capsys, "store", "sweep", *form, *here)
     assert code == 1
     assert "no block has the form" in err
 
@@ -83,7 +69,7 @@ def test_operators_look_verify_and_sweep(
 def test_what_cannot_be_reached_is_one_line(
     setting: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, err = call(capsys, monkeypatch, "status", "-s", setting)
+    code, _, err = eastwest(monkeypatch, capsys, "store", "status", "-s", setting)
     assert code == 1
     assert said in err
     assert len(err.strip().splitlines()) == 1
