@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,22 +114,24 @@ def split(
         told = sweep.live(configured(config, settings), workers, splits, ray_address)
     else:
         told = sweep.simulated(*_devices(simulate), model, tp, splits)
-    console.print(table(told.found, told.title, told.devices))
+    console.print(table(told.found, told.title, told.devices, told.planned))
     console.print(breakdown(told.found))
     if json_path is not None:
         with writing(json_path):
-            write_json(json_path, told.found, told.measured, told.devices)
+            write_json(json_path, told.found, told.measured, told.devices, told.planned)
         console.print(f"wrote {json_path}", markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What was found of what. devices: of all workers together, None where that is not known."""
+    """What was found of what. devices: of all workers together, None where that is not known.
+    planned: see `planned_rates`."""
 
     found: list[Found]
     title: str
     measured: Mapping[str, Any]
-    devices: int | None
+    devices: int | None = None
+    planned: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,12 @@ class _Sweep:
 
         if not run(call()):
             raise SystemExit(INTERRUPTED)
-        return _Told(found, f"live, {workers} workers", measured, None)
+        return _Told(found, f"live, {workers} workers", measured)
 
     def simulated(self, device: str, count: int, model: str, tp: int, names: str | None) -> _Told:
         """Searches side by side, in virtual time."""
         from bench.split.journal import Journal
+        from bench.split.planned import planned_rates
         from bench.split.simulated import SimulatedWorkers
         from bench.split.sweep import sweep_simulated
 
@@ -190,7 +193,8 @@ class _Sweep:
         journal = Journal(self.journal, measured)
         found = sweep_simulated(splits, workers, self.rules, journal, _progress(splits))
         title = f"SIMULATED: {count // tp} workers of {tp} {device}, {model}"
-        return _Told(found, title, measured, count // tp * tp)
+        planned = planned_rates(workers, self.rules.share, splits)
+        return _Told(found, title, measured, count // tp * tp, planned)
 
     @property
     def _span_s(self) -> float:

@@ -19,15 +19,18 @@ from bench.split.verdict import bottleneck, verdict
 VERSION = 1
 
 
-def table(found: Sequence[Found], title: str, devices: int | None) -> RenderableType:
+def table(
+    found: Sequence[Found], title: str, devices: int | None, planned: Mapping[str, float]
+) -> RenderableType:
     """The verdict, then a row for each split at its goodput, best first. devices: of all workers
-    together, where they are known."""
+    together, where they are known. planned: requests/s by the planner, of splits by name."""
     rows = Table(box=None, padding=(0, 1))
     rows.add_column("split", no_wrap=True)
     several = len(found[0].goodput) > 1
     cached = any(f.at is not None and f.at.cached_share >= 0.005 for f in found)
-    columns = ["requests/s", *(["least to most"] if several else []), "tokens/s"]
-    columns += ["a device"] if devices else []
+    columns = ["requests/s", *(["least to most"] if several else [])]
+    columns += ["planned"] if planned else []
+    columns.append("tokens/s/device" if devices else "tokens/s")
     columns += ["TTFT p50, p99", "TPOT p50, p99", *(["cached"] if cached else []), "busy"]
     for column in columns:
         rows.add_column(column, justify="right", no_wrap=True)
@@ -35,11 +38,13 @@ def table(found: Sequence[Found], title: str, devices: int | None) -> Renderable
     for f in sorted(found, key=lambda f: -f.mean):
         cells = [f"{f.mean:.3g}"]
         cells += [f"{min(f.goodput):.3g} to {max(f.goodput):.3g}"] if several else []
+        if planned:
+            rate = planned.get(f.split.name)
+            cells.append("" if rate is None else f"{rate:.3g}")
         if (at := f.at) is None:
             cells += ["-"] * (len(columns) - len(cells))
         else:
-            cells.append(f"{at.tokens_per_s:,.0f}")
-            cells += [f"{at.tokens_per_s / devices:,.0f}"] if devices else []
+            cells.append(f"{at.tokens_per_s / (devices or 1):,.0f}")
             cells += [_two(at.ttft_s), _two(at.tpot_s)]
             cells += [f"{at.cached_share:.0%}"] if cached else []
             cells.append(_busy(at.busy))
@@ -62,7 +67,11 @@ def breakdown(found: Sequence[Found]) -> RenderableType:
 
 
 def write_json(
-    path: Path, found: Sequence[Found], measured: Mapping[str, Any], devices: int | None
+    path: Path,
+    found: Sequence[Found],
+    measured: Mapping[str, Any],
+    devices: int | None,
+    planned: Mapping[str, float],
 ) -> None:
     """Everything: what was measured, the verdict, and every point."""
     told = verdict(found)
@@ -84,6 +93,7 @@ def write_json(
                 "split": f.split.name,
                 "goodput": f.mean,
                 "goodput_by_seed": f.goodput,
+                "planned": planned.get(f.split.name),
                 "short_of": bottleneck(f.beyond, f.split),
                 "points": [{**asdict(p), "attained_interval": p.interval} for p in f.points],
             }

@@ -20,6 +20,12 @@ from sim.replay import by_cost, cluster_shape, replay
 _STEP_TOKENS, _AGGREGATED_STEP_TOKENS = 2048, 1024
 
 
+def step_tokens_of(split: Split) -> int:
+    """Prompt tokens of a step, at most."""
+    plain_aggregated = split.aggregated and not split.conditional
+    return _AGGREGATED_STEP_TOKENS if plain_aggregated else _STEP_TOKENS
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatedWorkers:
     """cost: of every worker. requests: of a run, at least; span_s: it lasts at least so long."""
@@ -39,11 +45,10 @@ class SimulatedWorkers:
         """Deterministic."""
         logging.disable(logging.WARNING)
         rows = self.load.rows(rate, max(self.requests, round(rate * self.span_s)), seed)
-        plain_aggregated = split.aggregated and not split.conditional
         shape = cluster_shape(
             self.cost,
             split.replicas,
-            step_tokens=_AGGREGATED_STEP_TOKENS if plain_aggregated else _STEP_TOKENS,
+            step_tokens=step_tokens_of(split),
             router={"conditional": split.conditional},
         )
         asked_s: list[float] = []
