@@ -23,6 +23,7 @@ from router.drains import DrainView
 from router.explaining import explain
 from router.fleet import Worker
 from router.links import WorkerLink
+from router.metrics import RouterMetrics
 from router.placement import can_serve
 from router.requests import Action, Deliver, End, Request, Send
 from router.scheduler import Scheduler
@@ -58,6 +59,7 @@ class Shell:
         self._clock = clock
         self._rng = rng
         self._scheduler = Scheduler(config, costs=costs, write=write)
+        self.metrics = RouterMetrics(self._scheduler.loads)
         self._links: dict[str, WorkerLink] = {}
         self._streams: dict[str, ClientStream] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -210,6 +212,7 @@ class Shell:
                         todo.extend(self._scheduler.stop(request_id, now_ns, keep))
                 case End(request_id, result):
                     self._streams.pop(request_id).end(result)
+                    self.metrics.ended(result)
         self._set_timer()
 
     def _set_timer(self) -> None:

@@ -21,6 +21,7 @@ from eastwest.wire import explanation_from_wire, explanation_to_json
 from router.http.answers import to_json
 from router.http.calls import Calls, Endpoint, read_tenant
 from router.http.failures import error_body, error_headers
+from router.metrics import CONTENT_TYPE
 from router.service import InferenceService
 from router.shell import Shell
 from router.text import Tokenizer
@@ -57,6 +58,9 @@ def http_app(
     async def alive(_: Request) -> Response:
         return _ok({"status": "ok"})
 
+    async def metrics(_: Request) -> Response:
+        return Response(shell.metrics.text(), media_type=CONTENT_TYPE)
+
     async def version(_: Request) -> Response:
         return _ok({"version": __version__})
 
@@ -79,6 +83,7 @@ def http_app(
             Route("/v1/requests/{name:path}/explain", explain),
             Route("/health", health),
             Route("/healthz", alive),
+            Route("/metrics", metrics),
             Route("/version", version),
         ],
         exception_handlers={
