@@ -37,6 +37,37 @@ def http_app(
     clock: Clock,
 ) -> ASGIApp:
     """The application; see docs/http.md for what each path does."""
+    calls = Calls(service, tokenizer, limits, clock)
+    generating = {
+        "/v1/chat/completions": Endpoint(calls, chat=True),
+        "/v1/completions": Endpoint(calls, chat=False),
+    }
+    app = Starlette(
+        routes=[
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
+            *_told(service, shell, clock),
+        ],
+        exception_handlers={
+            EastWestError: _typed,
+            HTTPException: _not_served,
+            Exception: _defect,
+        },
+    )
+    app.router.redirect_slashes = False
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls that generate go straight to their endpoint: layers in between would take part in
+        each piece of an answer."""
+        chosen: ASGIApp = app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            chosen = generating.get(scope["path"], app)
+        await chosen(scope, receive, send)
+
+    return route
+
+
+def _told(service: InferenceService, shell: Shell, clock: Clock) -> list[Route]:
+    """What can be asked without a request."""
     started_s = int(clock.wall_s())
 
     async def models(_: Request) -> Response:
@@ -70,39 +101,15 @@ def http_app(
         )
         return _ok(explanation_to_json(explanation_from_wire(service.explain(asked))))
 
-    calls = Calls(service, tokenizer, limits, clock)
-    generating = {
-        "/v1/chat/completions": Endpoint(calls, chat=True),
-        "/v1/completions": Endpoint(calls, chat=False),
-    }
-    app = Starlette(
-        routes=[
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/v1/requests/{name:path}/explain", explain),
-            Route("/health", health),
-            Route("/healthz", alive),
-            Route("/metrics", metrics),
-            Route("/version", version),
-        ],
-        exception_handlers={
-            EastWestError: _typed,
-            HTTPException: _not_served,
-            Exception: _defect,
-        },
-    )
-    app.router.redirect_slashes = False
-
-    async def route(scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls that generate go straight to their endpoint: layers in between would take part in
-        each piece of an answer."""
-        chosen: ASGIApp = app
-        if scope["type"] == "http" and scope["method"] == "POST":
-            chosen = generating.get(scope["path"], app)
-        await chosen(scope, receive, send)
-
-    return route
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/requests/{name:path}/explain", explain),
+        Route("/health", health),
+        Route("/healthz", alive),
+        Route("/metrics", metrics),
+        Route("/version", version),
+    ]
 
 
 def _described(model: ModelInfo, started_s: int) -> dict[str, object]:
