@@ -68,6 +68,14 @@ class RouterMetrics:
         self._loaded = counter("prompt_tokens_loaded", "Of those: read from store or workers.")
         self._computed = counter("prompt_tokens_computed", "Prompt tokens that were computed.")
         self._moved = counter("kv_transfer_bytes", "KV from prefill to decode workers.")
+        self._refused = Counter(
+            "eastwest_requests_refused", "Not taken, by the code of the error.",
+            labelnames=["code"], registry=registry,
+        )  # fmt: skip
+
+    def refused(self, error: EastWestError) -> None:
+        """A request was not let in."""
+        self._refused.labels(error.code.value).inc()
 
     def ended(self, result: Outcome | EastWestError) -> None:
         """A request has its ending; errors count among the state."""

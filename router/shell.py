@@ -112,7 +112,11 @@ class Shell:
         """Begin a request, or raise what `Scheduler.submit` raises."""
         if self._closing:
             raise Unavailable("the router is shutting down", phase=Phase.ADMISSION)
-        actions = self._scheduler.submit(request, self._clock.now_ns())
+        try:
+            actions = self._scheduler.submit(request, self._clock.now_ns())
+        except EastWestError as error:
+            self.metrics.refused(error)
+            raise
         self._streams[request.request_id] = stream
         self._perform(actions)
 

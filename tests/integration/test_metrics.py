@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from eastwest.errors import ErrorCode, Overloaded
+from eastwest.types import Role
 from tests.integration.deployment import babbles, says
 from tests.integration.http_front import COMPLETIONS, over_http
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS, MONITORING = ROOT / "docs" / "metrics.md", ROOT / "deploy" / "monitoring"
 Scraped = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
@@ -64,18 +71,61 @@ async def test_a_scrape_says_what_has_happened() -> None:
         assert told["eastwest_kv_blocks_leaked"][labels] == 0
 
 
-async def test_the_docs_name_each_metric_and_its_labels() -> None:
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Kind and labels of each metric."""
     row = re.compile(r"\| `(eastwest_\w+)` \| (\w+) \| (.*?) \|", re.ASCII)
-    documented = {
+    return {
         name: (kind, set(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels in row.findall(DOCS.read_text(encoding="utf-8"))
     }
-    async with over_http(babbles) as (_, client):
+
+
+async def test_the_docs_name_each_metric_and_its_labels() -> None:
+    async with over_http(babbles) as (d, client):
         await client.post(COMPLETIONS, json={"prompt": "hi", "max_tokens": 2})
+        d.router._shell.metrics.refused(Overloaded("the queue is full"))
         text = (await client.get("/metrics")).text
     told = {}
     for family in text_string_to_metric_families(text):
         name = family.name + "_total" * (family.type == "counter")
         labels = next((set(s.labels) for s in family.samples if "le" not in s.labels), set())
         told[name] = (family.type, labels)
-    assert told == documented
+    assert told == documented()
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """All that dashboard and alerts ask Prometheus for, and where."""
+    board = json.loads((MONITORING / "grafana.json").read_text(encoding="utf-8"))
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            assert {"alert", "expr", "for", "labels", "annotations"} == set(rule)
+            yield rule["alert"], rule["expr"]
+
+
+@pytest.mark.parametrize(("where", "expression"), list(expressions()))
+def test_dashboard_and_alerts_ask_for_what_there_is(where: str, expression: str) -> None:
+    known = documented()
+    names = re.findall(r"eastwest_\w+", expression)
+    assert names, where
+    labels: set[str] = set()
+    for name in names:
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        kind, own = known[name] if name in known else known[base]
+        assert (kind == "histogram") == (name != base)
+        labels |= own | ({"le"} if kind == "histogram" else set())
+        rated = re.search(rf"rate\({name}\b", expression) is not None
+        assert rated == (kind != "gauge"), f"{where}: {name}"
+    for inside in re.findall(r"by \(([\w, ]+)\)", expression):
+        assert {label.strip() for label in inside.split(",")} <= labels
+    for selector in re.findall(r"{(.*?)}", expression):
+        for label, values in re.findall(r"(\w+)=~?\"(.*?)\"", selector):
+            assert label in labels
+            codes, roles = {str(code) for code in ErrorCode}, {str(role) for role in Role}
+            allowed = {"outcome": codes | {"completed"}, "code": codes, "role": roles}[label]
+            assert set(values.split("|")) <= allowed
+    for opening, closing in ("()", "{}", "[]"):
+        assert expression.count(opening) == expression.count(closing)
