@@ -6,12 +6,22 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from deploy.command import ConfigPath, Settings, configured, run
+from deploy.command import (
+    DEFAULT_ADDRESS,
+    INTERRUPTED,
+    Address,
+    ConfigPath,
+    Settings,
+    Tenant,
+    configured,
+    run,
+)
 from deploy.terminal import console
 from eastwest.config import StoreConfig
 from eastwest.errors import ConfigError, CorruptData
@@ -94,6 +104,39 @@ def sweep(
         console.print(f"{swept.keys:,} keys of {_bytes(swept.bytes)} are removed", markup=False)
 
     run(call())
+
+
+@store_app.command("ingest")
+def ingest_command(
+    files: Annotated[list[Path], typer.Argument(help="UTF-8 text, a document each.")],
+    address: Address = DEFAULT_ADDRESS,
+    tenant: Tenant = "",
+    chat: Annotated[
+        bool, typer.Option(help="As the system message of chats, not as the beginning of prompts.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Until the store has all of it.")] = False,
+) -> None:
+    """Compute the KV of documents ahead of time: what begins with them later starts warm."""
+    from deploy.ingest import Ingested, ingest, read_documents, until_stored
+
+    documents = read_documents(files)
+
+    def told(one: Ingested) -> None:
+        console.print(
+            f"{one.document.path}: {one.tokens:,} tokens, {one.computed:,} of them computed",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+    async def call() -> None:
+        done = await ingest(address, tenant, documents, told, chat=chat)
+        if wait:
+            await until_stored(
+                address, tenant, done,
+                lambda left: console.print(f"{left:,} are not in the store yet", markup=False),
+            )  # fmt: skip
+
+    if not run(call()):
+        raise SystemExit(INTERRUPTED)
 
 
 @asynccontextmanager
