@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from eastwest.client import AsyncClient
-from eastwest.errors import ConfigError, EastWestError, error_from
+from eastwest.errors import ConfigError, EastWestError, StoreUnavailable, error_from
 from eastwest.sessions_client import SessionsClient
 
 # Documents that are computed at once: enough to keep a prefill worker busy.
@@ -108,11 +108,15 @@ async def _ask(client: AsyncClient, document: Document, *, chat: bool) -> tuple[
 async def until_stored(
     address: str, tenant: str, ingested: Sequence[Ingested], told: Callable[[int], None]
 ) -> None:
-    """Wait until the store has the full blocks of all. told: how many are not there yet."""
+    """Wait until the store has the full blocks of all. told: how many are not there yet. Raises
+    `StoreUnavailable` where no worker reaches a store."""
     left = list(ingested)
     async with AsyncClient(address) as client, SessionsClient(address, tenant=tenant) as sessions:
         while left:
-            block = max(worker.block_tokens for worker in (await client.loads()).workers)
+            workers = (await client.loads()).workers
+            if not any(worker.store_available for worker in workers):
+                raise StoreUnavailable("no worker reaches a store")
+            block = max(worker.block_tokens for worker in workers)
             waiting = []
             for one in left:
                 detail = await sessions.get(one.document.session)

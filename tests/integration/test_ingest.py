@@ -8,7 +8,7 @@ import pytest
 
 from deploy.ingest import Document, Ingested, ingest, read_documents, until_stored
 from eastwest.client import AsyncClient
-from eastwest.errors import ConfigError, InvalidArgument
+from eastwest.errors import ConfigError, InvalidArgument, StoreUnavailable
 from eastwest.types import Role
 from kv_store.memory_store import MemoryBlockStore
 from tests.rig import WAIT_S, Rig, a_config, a_rig
@@ -58,6 +58,13 @@ async def test_a_document_that_is_too_long_is_named(tiny_model_dir: Path) -> Non
     async with a_rig(tiny_model_dir) as rig:
         with pytest.raises(InvalidArgument, match=r"1\.txt: "):
             await ingested(rig, OTHER, "x" * 100_000)
+
+
+async def test_nobody_waits_for_a_store_that_is_not_there(tiny_model_dir: Path) -> None:
+    async with a_rig(tiny_model_dir) as rig:
+        done = await ingested(rig, OTHER)
+        with pytest.raises(StoreUnavailable, match="no worker reaches a store"):
+            await until_stored(rig.address, "acme", done, lambda left: None)
 
 
 def test_what_is_no_text_is_named(tmp_path: Path) -> None:
