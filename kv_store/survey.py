@@ -170,7 +170,8 @@ class Survey:
             if block.manifest is None or block.why:
                 unfinished += 1
                 continue
-            parts = await self._ask([("GET", key) for key in self._part_keys(block)])
+            keys = _part_keys(block.manifest_key, block.manifest)
+            parts = await self._ask([("GET", key) for key in keys])
             if None in parts:
                 unfinished += 1
                 continue
@@ -190,10 +191,11 @@ class Survey:
         async for block in self._look(await self._scan()):
             if not block.why:
                 continue
-            named = () if block.manifest is None else block.manifest.parts
-            lengths = [length for length, _ in named]
-            parts = dict.fromkeys((*self._part_keys(block), *block.lengths))
-            names = [block.manifest_key, *parts]
+            named, lengths = [], []
+            if block.manifest is not None:
+                named = _part_keys(block.manifest_key, block.manifest)
+                lengths = [length for length, _ in block.manifest.parts]
+            names = [block.manifest_key, *dict.fromkeys((*named, *block.lengths))]
             removed = await self._ask([("EVAL", _SWEEP, len(names), *names, block.raw, *lengths)])
             if removed[0]:
                 keys += removed[0]
@@ -225,25 +227,22 @@ class Survey:
     async def _look(self, keys: _Keys) -> AsyncIterator[_Block]:
         """Each block, as it is now; those that are gone by now are passed over."""
         for batch in _batches(list(keys.blocks)):
-            manifests = [self._blocks + stem + b":m" for stem in batch]
+            names = []
             commands: list[tuple[Any, ...]] = []
-            for stem, manifest in zip(batch, manifests, strict=True):
+            for stem in batch:
+                manifest = self._blocks + stem + b":m"
+                parts = [self._blocks + stem + b":" + n for n in keys.blocks[stem]]
+                names.append((stem, manifest, parts))
                 commands.append(("GETRANGE", manifest, 0, _MANIFEST_BYTES_MAX))
                 commands.append(("PTTL", manifest))
-                commands += [("STRLEN", self._blocks + stem + b":" + n) for n in keys.blocks[stem]]
+                commands += [("STRLEN", part) for part in parts]
             replies = iter(await self._ask(commands))
-            for stem, manifest in zip(batch, manifests, strict=True):
+            for stem, manifest, parts in names:
                 raw, ttl_ms = next(replies), next(replies)
-                parts = [self._blocks + stem + b":" + n for n in keys.blocks[stem]]
                 found = {part: next(replies) for part in parts}
                 lengths = {part: n for part, n in found.items() if n}
                 if raw or lengths:
                     yield _block(stem, manifest, raw, lengths, ttl_ms)
-
-    def _part_keys(self, block: _Block) -> list[bytes]:
-        """Of all parts that the manifest names, in order."""
-        count = 0 if block.manifest is None else len(block.manifest.parts)
-        return [b"%s:%d" % (block.manifest_key[:-2], part) for part in range(count)]
 
     async def _describe_server(self, usage: Usage) -> None:
         with _answering():
@@ -313,12 +312,17 @@ def _block(
     except CorruptData as error:
         why = error.message
     if manifest is not None:
-        keys = [b"%s:%d" % (manifest_key[:-2], part) for part in range(len(manifest.parts))]
+        keys = _part_keys(manifest_key, manifest)
         if (manifest.form.hex(), manifest.block_hash.hex()) != (form, name):
             manifest, why = None, "a manifest of another block"
         elif any(lengths.get(k) != n for k, (n, _) in zip(keys, manifest.parts, strict=True)):
             why = "a part that is missing, or of another length"
     return _Block(form, name, manifest_key, raw, manifest, lengths, ttl_ms, why)
+
+
+def _part_keys(manifest_key: bytes, manifest: Manifest) -> list[bytes]:
+    """Of all parts that the manifest names, in order."""
+    return [b"%s:%d" % (manifest_key[:-2], part) for part in range(len(manifest.parts))]
 
 
 def _is(part: tuple[int, int], data: object) -> bool:

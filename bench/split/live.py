@@ -1,5 +1,5 @@
-"""One split at a time, live: a deployment on this machine or on a Ray cluster, or one that runs
-already, under open-loop load over gRPC.
+"""One split at a time, live: a deployment on this machine or on a Ray cluster, under open-loop load
+over gRPC.
 
 Requests are sent when they are due, however many are still under way, so a deployment that cannot
 keep up shows it. Prompts are random tokens, but for what rows of a trace share.
@@ -28,8 +28,8 @@ _FIRST_TOKEN = 1000  # below are often those of a text's frame
 
 
 class LiveWorkers:
-    """config: of every deployment, but for the numbers of replicas. Whole runs only: `open`, any
-    number of `run`, `close`; another split needs another deployment.
+    """config: of every deployment, but for the numbers of replicas. Any number of `run`, then
+    `close`; another split needs another deployment.
 
     requests, span_s: see `SimulatedWorkers`. share: of requests that must keep their targets; a run
     in which they cannot any more is broken off. Each run is a tenant of its own, for which nothing
@@ -179,7 +179,7 @@ class _Run:
                 usage.computed_tokens,
             )  # fmt: skip
             self._samples.append(sample)
-            kept = sample.ttft_s <= self._slo.ttft_s and sample.tpot_s <= self._slo.tpot_s
+            kept = sample.keeps(self._slo)
         except EastWestError:
             pass  # it has no sample, and counts as failed
         self._missed += not kept

@@ -30,6 +30,10 @@ class Sample:
     output: int
     cached: int
 
+    def keeps(self, slo: Slo) -> bool:
+        """Whether it kept both targets."""
+        return self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
+
     @staticmethod
     def of(at_s: float, timing: Timing, prompt: int, output: int, computed: int) -> Sample:
         """From what a request was told of its timing."""
@@ -101,7 +105,7 @@ def point_of(
     span_s = max((order[-1] - warm_s) if order else 0.0, 1e-9)
     late = sum(s.ttft_s > slo.ttft_s for s in counted)
     slow = sum(s.tpot_s > slo.tpot_s for s in counted)
-    kept = sum(s.ttft_s <= slo.ttft_s and s.tpot_s <= slo.tpot_s for s in counted)
+    kept = sum(s.keeps(slo) for s in counted)
     failed = requests - len(counted)
     prompt = sum(s.prompt for s in counted)
     return Point(

@@ -22,8 +22,7 @@ _STEP_TOKENS, _AGGREGATED_STEP_TOKENS = 2048, 1024
 
 def step_tokens_of(split: Split) -> int:
     """Prompt tokens of a step, at most."""
-    plain_aggregated = split.aggregated and not split.conditional
-    return _AGGREGATED_STEP_TOKENS if plain_aggregated else _STEP_TOKENS
+    return _AGGREGATED_STEP_TOKENS if split.plain_aggregated else _STEP_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

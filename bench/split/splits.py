@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from eastwest.errors import ConfigError
 from eastwest.types import Role
 
-_ROLES = {"P": Role.PREFILL, "D": Role.DECODE, "A": Role.AGGREGATED}
 _NAME = re.compile(r"(?:(\d{1,4})A|(\d{1,4})P(\d{1,4})D)(\+?)", re.ASCII)
 
 
@@ -30,6 +29,11 @@ class Split:
         """As `split_of` reads it."""
         plain = f"{self.aggregated}A" if self.aggregated else f"{self.prefill}P{self.decode}D"
         return plain + "+" * self.conditional
+
+    @property
+    def plain_aggregated(self) -> bool:
+        """What splits are held against: every worker serves both phases by fixed rules."""
+        return bool(self.aggregated) and not self.conditional
 
     @property
     def workers(self) -> int:

@@ -30,7 +30,7 @@ class Verdict:
             return "no split keeps the targets at any rate that was tried"
         best = self.best
         words = f"{best.split.name}: {best.mean:.3g} requests/s within the targets"
-        if best.split.aggregated and not best.split.conditional:
+        if best.split.plain_aggregated:
             words = f"aggregated serving wins: {words}"
         elif self.over_aggregated is not None:
             words = f"best is {words}, {self.over_aggregated:.2f} times aggregated serving"
@@ -48,7 +48,7 @@ def verdict(found: Sequence[Found]) -> Verdict:
     as_good = tuple(
         f.split.name for f in kept if f is not best and f.mean >= (1 - _AS_GOOD) * best.mean
     )
-    plain = [f.mean for f in kept if f.split.aggregated and not f.split.conditional]
+    plain = [f.mean for f in kept if f.split.plain_aggregated]
     return Verdict(best, as_good, best.mean / max(plain) if plain else None)
 
 
