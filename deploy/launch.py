@@ -86,6 +86,7 @@ class Deployment:
     async def _start(self, stack: AsyncExitStack) -> None:
         from engine.catalog import resolve_model
         from kv_store.connect import open_session_store
+        from kv_store.sweeper import sweeping
         from router.server import Router
         from runtime.cluster import Cluster
 
@@ -100,6 +101,7 @@ class Deployment:
         if self.config.store.enabled and self.config.store.url is not None:
             sessions = open_session_store(self.config.store, self.config.store.url, clock)
             stack.push_async_callback(sessions.close)
+            await stack.enter_async_context(sweeping(self.config.store, self.config.store.url))
         costs = self._costs or serving_costs(self.config, directory)
         router = Router(self.config, directory, sessions, clock, random.Random(), costs)
         self.router = router
@@ -132,7 +134,8 @@ class Deployment:
         embedded = EmbeddedValkey(store.maxmemory_bytes)
         embedded.start()
         stack.callback(embedded.stop)
-        with_url = store.model_copy(update={"url": embedded.url})
+        budget = store.budget_bytes or store.maxmemory_bytes * 9 // 10
+        with_url = store.model_copy(update={"url": embedded.url, "budget_bytes": budget})
         self.config = self.config.model_copy(update={"store": with_url})
 
     def _cpus(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.command import (
@@ -23,8 +24,11 @@ from deploy.command import (
     run,
 )
 from deploy.terminal import console
+from eastwest.blocks import cache_salt, owner_of
 from eastwest.config import StoreConfig
 from eastwest.errors import ConfigError, CorruptData
+from kv_store.accounts import Quotas
+from kv_store.books import OwnerUse
 from kv_store.survey import FormUse, Survey, Swept, Usage, surveying
 
 # A question may be of hundreds of blocks.
@@ -40,13 +44,17 @@ store_app = typer.Typer(
 def status(
     config: ConfigPath = None,
     settings: Settings = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option(help="Show this one by its name; may be given again.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For machines; bytes and seconds.")
     ] = False,
 ) -> None:
-    """Show what is stored, how long it will be, and what the server makes of it."""
+    """Show what is stored and whose it is, how long it will be, and what the server makes of it."""
 
     async def call() -> None:
+        store = configured(config, settings).store
         async with _survey(config, settings) as survey:
             usage = await survey.usage()
         if as_json:
@@ -54,6 +62,9 @@ def status(
             return
         if usage.forms:
             console.print(_table(usage.forms))
+        if usage.owners:
+            names = ("", *store.tenant_quotas, *(tenant or ()))
+            console.print(_owners(usage.owners, Quotas.of_config(store), names))
         console.print(_lines(usage), markup=False)
 
     run(call())
@@ -78,7 +89,7 @@ def verify(
                 markup=False,
             )
         for name, why in found.damaged.items():
-            console.print(f"{name}: {why}", markup=False)
+            console.print(f"{name}: {why}", markup=False, soft_wrap=True)
         if found.damaged and not remove:
             raise CorruptData(
                 f"{len(found.damaged)} blocks are damaged; nothing reads them, and --remove "
@@ -96,12 +107,15 @@ def sweep(
         str, typer.Option(help="Remove all blocks of this form, as 'status' names it.")
     ] = "",
 ) -> None:
-    """Remove what is left of blocks that are not whole; or all blocks of one form."""
+    """Remove what is left of blocks that are not whole, and settle accounts; or remove all blocks
+    of one form."""
 
     async def call() -> None:
         async with _survey(config, settings) as survey:
             swept: Swept = await (survey.drop(form) if form else survey.sweep())
         console.print(f"{swept.keys:,} keys of {_bytes(swept.bytes)} are removed", markup=False)
+        if swept.settled:
+            console.print(f"{swept.settled:,} entries of accounts were not right, and are now")
 
     run(call())
 
@@ -147,7 +161,7 @@ async def _survey(config: ConfigPath, settings: Settings) -> AsyncIterator[Surve
             "store.url is not set; allowed: the URL of a server, for an embedded one ends with the "
             "process that started it"
         )
-    async with surveying(store.url, store.namespace, _TIMEOUT_S) as survey:
+    async with surveying(store.url, store.namespace, _TIMEOUT_S, store.timeout_s) as survey:
         yield survey
 
 
@@ -168,6 +182,26 @@ def _table(forms: dict[str, FormUse]) -> Table:
     return table
 
 
+def _owners(owners: dict[str, OwnerUse], quotas: Quotas, names: Sequence[str]) -> Table:
+    known = {owner_of(cache_salt(name)).hex(): name for name in names}
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("tenant", no_wrap=True)
+    for column in ("blocks", "bytes", "of at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for tag, use in sorted(owners.items(), key=lambda item: -item[1].bytes):
+        most = quotas.of.get(bytes.fromhex(tag), quotas.owner)
+        name = known.get(tag, f"tag {tag}") or "(none)"
+        limit = _bytes(most) if most else "no limit"
+        table.add_row(escape(name), f"{use.blocks:,}", _bytes(use.bytes), limit)
+    if quotas.budget:
+        blocks, size = (
+            sum(use.blocks for use in owners.values()),
+            sum(use.bytes for use in owners.values()),
+        )
+        table.add_row("all", f"{blocks:,}", _bytes(size), _bytes(quotas.budget))
+    return table
+
+
 def _lines(usage: Usage) -> str:
     limit = _bytes(usage.memory_max) if usage.memory_max else "no limit"
     lines = [
@@ -181,6 +215,10 @@ def _lines(usage: Usage) -> str:
         lines.append(
             f"not whole: {usage.incomplete:,} blocks, {_bytes(usage.incomplete_bytes)}; "
             "'eastwest store sweep' removes them"
+        )
+    if usage.doomed:
+        lines.append(
+            f"had to leave: {usage.doomed:,} blocks; 'eastwest store sweep' sees that they are gone"
         )
     if usage.other:
         lines.append(f"other keys in the namespace: {usage.other:,}")

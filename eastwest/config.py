@@ -147,6 +147,24 @@ class StoreConfig(Section):
     maxmemory_bytes: int = Field(
         2 << 30, ge=1 << 20, description="limit of the embedded server; it evicts beyond it"
     )
+    budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes of KV in the store, beyond which those leave that whoever "
+        "has most has not used for longest; none: nine tenths of an embedded server, else no limit",
+    )
+    tenant_share: float = Field(
+        1.0, gt=0.0, le=1.0, description="of the budget, most that one tenant has"
+    )
+    tenant_bytes: int | None = Field(
+        None, ge=1, description="most bytes of KV of one tenant; none: as the share says"
+    )
+    tenant_quotas: dict[str, int] = Field(
+        {}, description="most bytes of KV by tenant, instead of both"
+    )
+    sweep_s: Seconds = Field(
+        3600.0, description="every so often, leftovers are removed and the accounts settled"
+    )
     timeout_s: Seconds = Field(2.0, description="deadline of one store operation")
     retry_after_s: Seconds = Field(
         1.0, description="the circuit stays open this long after a failure, then longer"

@@ -15,7 +15,7 @@ from eastwest.layout import KVSpec, ParallelLayout
 from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
 from eastwest.value import value
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,12 @@ class BlockStore(BlockSource, Protocol):
     """The offline store."""
 
     async def write(self, blocks: Sequence[tuple[BlockHash, Buffer]]) -> int:
-        """Store blocks, each complete or not at all; returns bytes newly written (0 if known)."""
+        """Store blocks, each complete or not at all; returns bytes newly written (0 if known).
+
+        Where there is no room for all of them, the last ones are not stored."""
+
+    async def erase(self, hashes: Sequence[BlockHash]) -> None:
+        """Remove blocks. Idempotent; those that are not stored are passed over."""
 
     async def close(self) -> None:
         """Close connections. Idempotent."""

@@ -24,7 +24,7 @@ from eastwest.errors import CorruptData, Incompatible, InvalidArgument
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PART_BYTES_MAX = 4 << 20
 DIGEST_BYTES = 16
 

@@ -16,6 +16,7 @@ from eastwest.clock import Clock
 from eastwest.config import StoreConfig
 from eastwest.errors import ConfigError
 from eastwest.layout import KVSpec
+from kv_store.accounts import Quotas
 from kv_store.circuit import Circuit
 from kv_store.codec import form_of
 from kv_store.guard import Guard, StoreCounters
@@ -45,6 +46,7 @@ def open_block_store(
         form_of(spec, block_tokens, fingerprint),
         config.namespace,
         config.ttl_s,
+        Quotas.of_config(config),
     )
 
 

@@ -23,14 +23,15 @@ from kv_store.resp import Reply, ReplyError
 class StoreCounters:
     """What a store has done so far, in blocks (or sessions), bytes and events.
 
-    corrupt: values that failed a check and were removed. errors: operations that the server did
-    not answer in time or refused.
+    evicted: blocks that had to leave for others. corrupt: values that failed a check and were
+    removed. errors: operations that the server did not answer in time or refused.
     """
 
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    evicted: int = 0
     corrupt: int = 0
     errors: int = 0
 

@@ -69,6 +69,10 @@ class MemoryBlockStore:
             if self._prefix([name]):
                 self._renew(name)
 
+    async def erase(self, hashes: Sequence[BlockHash]) -> None:
+        for name in hashes:
+            self._drop(name)
+
     async def close(self) -> None:
         self._blocks.clear()
         self._bytes = 0

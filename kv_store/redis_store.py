@@ -1,15 +1,10 @@
 """Blocks in Redis or Valkey: complete or absent, and gone after their time to live.
 
-Keys of a block, all with a TTL (``form`` is the digest of `kv_store.codec.BlockForm`, so other
-models, block sizes and versions never meet):
-
-    {namespace}:kv{version}:{form}:{block hash}:{part}    one part
-    {namespace}:kv{version}:{form}:{block hash}:m         the manifest
-
-A block is written in one transaction, its manifest last: a full server, a lost connection or a
-writer that dies leaves nothing of it. The server may still evict any key at any time, so a block
-counts as stored when its manifest is intact and every part has its length, and it is handed out
-when every checksum holds as well.
+Each block is a few keys (`kv_store.keys`), all with a TTL. It is charged to its owner's account
+(`kv_store.accounts`) and then written in one transaction, its manifest last: a full server, a lost
+connection or a writer that dies leaves nothing of it. The server may still evict any key at any
+time, so a block counts as stored when its manifest is intact and every part has its length, and it
+is handed out when every checksum holds as well.
 """
 
 from __future__ import annotations
@@ -22,8 +17,8 @@ import numpy as np
 from eastwest.blocks import BlockHash
 from eastwest.errors import CorruptData, Incompatible, StoreUnavailable
 from eastwest.ports import Buffer
+from kv_store.accounts import Accounts, Charged, Quotas
 from kv_store.codec import (
-    FORMAT_VERSION,
     BlockForm,
     check_length,
     check_manifest,
@@ -32,6 +27,7 @@ from kv_store.codec import (
     encode,
 )
 from kv_store.guard import Guard, StoreCounters, raise_refusal
+from kv_store.keys import MANIFEST, block_stem, blocks_prefix
 from kv_store.pipe import Pipe, Pipes
 from kv_store.resp import Command, Landed, Reply, ReplyError
 
@@ -58,13 +54,15 @@ class RedisBlockStore:
         form: BlockForm,
         namespace: str,
         ttl_s: float,
+        quotas: Quotas,
     ) -> None:
+        ttl_ms = max(1, round(ttl_s * 1000))
         self._pipes = pipes
         self._guard = guard
         self._form = form
-        self._prefix = f"{namespace}:kv{FORMAT_VERSION}:{form.digest.hex()}:"
-        self._suffixes = (":m", *(f":{part}" for part in range(len(form.part_bytes))))
-        self._ttl_ms = b"%d" % max(1, round(ttl_s * 1000))
+        self._prefix = blocks_prefix(namespace)
+        self._accounts = Accounts(namespace, form, ttl_ms, quotas)
+        self._ttl_ms = b"%d" % ttl_ms
         self._run_blocks = max(1, RUN_BYTES // form.block_bytes)
         self.counters = counters
 
@@ -114,9 +112,7 @@ class RedisBlockStore:
         written = 0
         async with self._guard.operation(), self._pipes.borrow() as pipe:
             for run in _runs(blocks, LOOKUP_BLOCKS):
-                stored = await self._stored(pipe, [name for name, _ in run])
-                raise_refusal(await pipe.request(self._puts(pipe, run, stored)))
-                written += stored.count(False) * self._form.block_bytes
+                written += await self._write_run(pipe, run)
         self.counters.bytes_written += written
         return written
 
@@ -126,10 +122,47 @@ class RedisBlockStore:
             for run in _runs(hashes, LOOKUP_BLOCKS):
                 commands = [command for name in run for command in self._expire(name)]
                 raise_refusal(await pipe.request(commands))
+                await self._accounts.renew(pipe, run)
+
+    async def erase(self, hashes: Sequence[BlockHash]) -> None:
+        """See the port."""
+        async with self._guard.operation(), self._pipes.borrow() as pipe:
+            for run in _runs(hashes, LOOKUP_BLOCKS):
+                await self._unlink(pipe, run)
 
     async def close(self) -> None:
         """See the port."""
         await self._pipes.close()
+
+    async def _write_run(self, pipe: Pipe, run: Sequence[tuple[BlockHash, Buffer]]) -> int:
+        """Bytes that are new."""
+        leaving = await self._accounts.charge(pipe, [name for name, _ in run])
+        if leaving:
+            await self._evict(pipe, leaving)
+            left = {block.name for block in leaving if block.form == self._form.digest}
+            run = [block for block in run if block[0] not in left]
+        names = [name for name, _ in run]
+        stored = await self._stored(pipe, names)
+        replies = await pipe.request(self._puts(pipe, run, stored))
+        if pipe.refused:
+            there = await self._stored(pipe, names)
+            absent = [name for name, known in zip(names, there, strict=True) if not known]
+            await self._accounts.discharge(pipe, absent)
+        raise_refusal(replies)
+        if others_came := await self._accounts.renew(pipe, names):
+            await self._unlink(pipe, others_came)
+        return stored.count(False) * self._form.block_bytes
+
+    async def _evict(self, pipe: Pipe, leaving: Sequence[Charged]) -> None:
+        keys = (self._keys(block.name, block.form, block.parts) for block in leaving)
+        raise_refusal(await pipe.request([Command((b"UNLINK", *names)) for names in keys]))
+        await self._accounts.gone(pipe, leaving)
+        self.counters.evicted += len(leaving)
+
+    async def _unlink(self, pipe: Pipe, names: Sequence[BlockHash]) -> None:
+        commands = [Command((b"UNLINK", *self._keys(name))) for name in names]
+        raise_refusal(await pipe.request(commands))
+        await self._accounts.discharge(pipe, names)
 
     async def _stored(self, pipe: Pipe, names: Sequence[BlockHash]) -> list[bool]:
         """Which of the blocks are complete, as far as can be told without reading them."""
@@ -165,7 +198,7 @@ class RedisBlockStore:
         replies = _answers(await pipe.request(commands, self._form.manifest_bytes))
         intact: list[Buffer] = []
         for name, place in run:
-            found = [next(replies) for _ in self._suffixes]
+            found = [next(replies) for _ in range(1 + len(self._form.part_bytes))]
             if None in found:
                 break
             try:
@@ -174,7 +207,7 @@ class RedisBlockStore:
                 break
             except CorruptData:
                 self.counters.corrupt += 1
-                await pipe.request([Command((b"UNLINK", *self._keys(name)))])
+                await self._unlink(pipe, [name])
                 break
             intact.append(place)
         return intact
@@ -186,10 +219,13 @@ class RedisBlockStore:
             raise CorruptData(f"a value of block {name.hex()} has not the length of its form")
         check_parts(self._form, name, manifest, checksums)
 
-    def _keys(self, name: BlockHash) -> list[bytes]:
-        """The manifest's key, then those of the parts."""
-        stem = self._prefix + name.hex()
-        return [(stem + suffix).encode() for suffix in self._suffixes]
+    def _keys(self, name: BlockHash, form: bytes = b"", parts: int = 0) -> list[bytes]:
+        """The manifest's key, then those of the parts. form, parts: its own unless others are
+        given."""
+        form, parts = form or self._form.digest, parts or len(self._form.part_bytes)
+        stem = f"{self._prefix}{form.hex()}:{block_stem(name)}"
+        suffixes = (MANIFEST, *(f":{part}" for part in range(parts)))
+        return [(stem + suffix).encode() for suffix in suffixes]
 
     def _get(self, name: BlockHash, place: memoryview) -> list[Command]:
         manifest, *keys = self._keys(name)

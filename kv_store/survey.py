@@ -19,8 +19,18 @@ from redis.exceptions import RedisError
 from xxhash import xxh3_64_intdigest
 
 from eastwest.errors import ConfigError, CorruptData, Incompatible, StoreUnavailable
-from kv_store.codec import DIGEST_BYTES, FORMAT_VERSION, Manifest, read_manifest
+from kv_store.accounts import Charged, member_of
+from kv_store.books import Books, OwnerUse
+from kv_store.codec import DIGEST_BYTES, Manifest, read_manifest
 from kv_store.connect import connections_to
+from kv_store.keys import (
+    MANIFEST,
+    account_owner,
+    accounts_prefix,
+    block_stem,
+    blocks_prefix,
+    named_block,
+)
 from kv_store.sessions import SESSION_FORMAT
 
 _BATCH = 256  # blocks that are looked at in one round trip
@@ -56,12 +66,15 @@ class FormUse:
 
 @dataclass(slots=True)
 class Usage:
-    """forms: by digest, of this version of the format. incomplete: blocks that lack something, and
-    count as absent. other: keys of the namespace that are of another version, or nobody's.
-    unending: keys without a time to live; none of ours is. Server's memory in bytes; its limit is 0
-    for none."""
+    """forms: by digest, of this version of the format. owners: what is on their accounts, by tag.
+    doomed: blocks that left an account and perhaps not yet the store. incomplete: blocks that lack
+    something, and count as absent. other: keys of the namespace that are of another version, or
+    nobody's. unending: keys without a time to live; none of ours is. Server's memory in bytes; its
+    limit is 0 for none."""
 
     forms: dict[str, FormUse] = field(default_factory=dict)
+    owners: dict[str, OwnerUse] = field(default_factory=dict)
+    doomed: int = 0
     incomplete: int = 0
     incomplete_bytes: int = 0
     sessions: int = 0
@@ -93,10 +106,12 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Keys removed, and the bytes that they had."""
+    """Keys removed, and the bytes that they had. settled: entries and sums of the accounts that
+    were not those of what is stored."""
 
     keys: int
     bytes: int
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +138,13 @@ class Survey:
     """Of one namespace; use `surveying`. Raises `StoreUnavailable` where the server does not
     answer."""
 
-    def __init__(self, client: Redis, namespace: str) -> None:
+    def __init__(self, client: Redis, namespace: str, write_s: float) -> None:
         self._client = client
+        self._write_s = write_s
         self._namespace = namespace.encode()
-        self._blocks = b"%s:kv%d:" % (self._namespace, FORMAT_VERSION)
+        self._books = Books(self._ask, namespace)
+        self._accounts = accounts_prefix(namespace).encode()
+        self._blocks = blocks_prefix(namespace).encode()
         self._sessions = b"%s:s%d:" % (self._namespace, SESSION_FORMAT)
         self._listings = b"%s:l%d:" % (self._namespace, SESSION_FORMAT)
 
@@ -135,7 +153,8 @@ class Survey:
         usage, keys = Usage(), await self._scan()
         await self._describe_server(usage)
         sessions = [key for key in keys.others if key.startswith(self._sessions)]
-        ours = (self._sessions, self._listings)
+        ours = (self._sessions, self._listings, self._accounts)
+        usage.owners, usage.doomed = await self._books.uses(), await self._books.doomed()
         usage.other = sum(not key.startswith(ours) for key in keys.others)
         usage.sessions = len(sessions)
         for batch in _batches(sessions):
@@ -182,14 +201,25 @@ class Survey:
             if bad:
                 damaged[f"{block.form}:{block.name}"] = f"part {bad[0]} is not what was written"
                 if remove:
-                    await self._ask([("UNLINK", block.manifest_key, *block.lengths)])
+                    await self._remove(block)
         return Verified(checked, size, damaged, unfinished)
 
+    async def claim(self, interval_s: float) -> bool:
+        """Whether it is this one's turn to sweep: nobody else's has been for the interval."""
+        key, life_ms = self._accounts + b"sweeper", max(1, int(1000 * interval_s))
+        return bool((await self._ask([("SET", key, 1, "NX", "PX", life_ms)]))[0])
+
     async def sweep(self) -> Swept:
-        """Remove what is left of blocks that are not whole."""
+        """Remove what is left of blocks that are not whole, and settle the accounts."""
+        scanned = await self._scan()
+        owners = (account_owner(self._accounts, key) for key in scanned.others)
+        listed = await self._books.listed(owner for owner in owners if owner is not None)
         keys = size = 0
+        there: dict[bytes, int] = {}
         async for block in self._look(await self._scan()):
             if not block.why:
+                if block.manifest is not None:
+                    there[_member(block, block.manifest)] = block.ttl_ms
                 continue
             named, lengths = [], []
             if block.manifest is not None:
@@ -200,7 +230,17 @@ class Survey:
             if removed[0]:
                 keys += removed[0]
                 size += block.bytes
-        return Swept(keys, size)
+        keys_of = self._keys_of
+        settled = await self._books.settle(listed, there, self._write_s, keys_of)
+        return Swept(keys, size, settled)
+
+    def _keys_of(self, block: Charged) -> list[bytes]:
+        stem = b"%s%s:%s" % (
+            self._blocks,
+            block.form.hex().encode(),
+            block_stem(block.name).encode(),
+        )
+        return [stem + MANIFEST.encode(), *(b"%s:%d" % (stem, part) for part in range(block.parts))]
 
     async def drop(self, form: str) -> Swept:
         """Remove all blocks of one form, such as those of a model that is served no more. Raises
@@ -209,12 +249,18 @@ class Survey:
             raise ConfigError(f"{form!r} is no form; see 'eastwest store status'")
         keys = size = 0
         async for block in self._look(await self._scan(form)):
-            removed = await self._ask([("UNLINK", block.manifest_key, *block.lengths)])
-            keys += removed[0]
+            keys += await self._remove(block)
             size += block.bytes
         if not keys:
             raise ConfigError(f"no block has the form {form!r}; see 'eastwest store status'")
         return Swept(keys, size)
+
+    async def _remove(self, block: _Block) -> int:
+        """How many keys that were."""
+        removed = await self._ask([("UNLINK", block.manifest_key, *block.lengths)])
+        if block.manifest is not None:
+            await self._books.discharge([_member(block, block.manifest)])
+        return int(removed[0])
 
     async def _scan(self, form: str = "") -> _Keys:
         within = self._blocks + form.encode() + b":" if form else self._namespace + b":"
@@ -279,7 +325,7 @@ class _Keys:
         stem, _, last = key[len(prefix) :].rpartition(b":")
         if (
             not key.startswith(prefix)
-            or stem.count(b":") != 1
+            or named_block(stem.decode("ascii", "replace")) is None
             or not (last.isdigit() or last == b"m")
         ):
             self.others.append(key)
@@ -290,12 +336,15 @@ class _Keys:
 
 
 @asynccontextmanager
-async def surveying(url: str, namespace: str, timeout_s: float) -> AsyncIterator[Survey]:
-    """A survey over a connection of its own. Raises `ConfigError` for a URL that cannot be used."""
+async def surveying(
+    url: str, namespace: str, timeout_s: float, write_s: float
+) -> AsyncIterator[Survey]:
+    """A survey over a connection of its own. write_s: the writers' `store.timeout_s`. Raises
+    `ConfigError` for a URL that cannot be used."""
     connections_to(url)
     client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
     try:
-        yield Survey(client, namespace)
+        yield Survey(client, namespace, write_s)
     finally:
         await client.aclose()
 
@@ -303,7 +352,9 @@ async def surveying(url: str, namespace: str, timeout_s: float) -> AsyncIterator
 def _block(
     stem: bytes, manifest_key: bytes, raw: bytes, lengths: dict[bytes, int], ttl_ms: int
 ) -> _Block:
-    form, name = stem.decode("ascii", "replace").split(":")
+    named = named_block(stem.decode("ascii"))
+    assert named is not None  # or it would not count as a block's
+    form, name = named
     manifest, why = None, ""
     try:
         manifest = read_manifest(raw)
@@ -313,11 +364,16 @@ def _block(
         why = error.message
     if manifest is not None:
         keys = _part_keys(manifest_key, manifest)
-        if (manifest.form.hex(), manifest.block_hash.hex()) != (form, name):
+        if (manifest.form.hex(), manifest.block_hash) != (form, name):
             manifest, why = None, "a manifest of another block"
         elif any(lengths.get(k) != n for k, (n, _) in zip(keys, manifest.parts, strict=True)):
             why = "a part that is missing, or of another length"
-    return _Block(form, name, manifest_key, raw, manifest, lengths, ttl_ms, why)
+    return _Block(form, name.hex(), manifest_key, raw, manifest, lengths, ttl_ms, why)
+
+
+def _member(block: _Block, manifest: Manifest) -> bytes:
+    """What an account says of it."""
+    return member_of(manifest.form, block.bytes, len(manifest.parts), manifest.block_hash)
 
 
 def _part_keys(manifest_key: bytes, manifest: Manifest) -> list[bytes]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from blake3 import blake3
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -320,11 +319,6 @@ def resolve_max_tokens(
         return sampling.max_tokens
     most = left if limits.max_tokens is None else min(left, limits.max_tokens)
     return min(max(limits.default_max_tokens, sampling.min_tokens), most)
-
-
-def cache_salt(tenant: str) -> str:
-    """What separates a tenant's KV from every other's; no tenant is one, too."""
-    return blake3(b"eastwest tenant\0" + tenant.encode()).digest(length=16).hex()
 
 
 def deadline_ns(accepted_ns: int, remaining_s: float | None, limits: LimitsConfig) -> int:

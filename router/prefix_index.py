@@ -95,7 +95,7 @@ class PrefixIndex:
         self._hosts = self._hosts or tier is Tier.HOST
         most = self._shard_max
         for block_hash in hashes:
-            shard = shards[block_hash[0] & spread]
+            shard = shards[block_hash[-1] & spread]
             shard[block_hash] = shard.get(block_hash, 0) | mask
             if len(shard) > most:
                 _evict(shard, max(1, most // _EVICTED_SHARE))
@@ -105,7 +105,7 @@ class PrefixIndex:
         self.sweep()
         keep = ~self._mask(holder, tier)
         for block_hash in hashes:
-            shard = self._shards[block_hash[0] & self._spread]
+            shard = self._shards[block_hash[-1] & self._spread]
             mask = shard.get(block_hash)
             if mask is not None:
                 _put(shard, block_hash, mask & keep)
@@ -137,7 +137,7 @@ class PrefixIndex:
         shards, spread, hosts, alive = self._shards, self._spread, self._hosts, self._live
         length = 0
         for block_hash in hashes:
-            shard = shards[block_hash[0] & spread]
+            shard = shards[block_hash[-1] & spread]
             mask = shard.get(block_hash)
             if mask is None:
                 break
@@ -159,7 +159,7 @@ class PrefixIndex:
 
     def holders(self, block_hash: BlockHash) -> dict[Holder, tuple[Tier, ...]]:
         """Who holds a block, and on which tiers."""
-        mask = self._shards[block_hash[0] & self._spread].get(block_hash, 0)
+        mask = self._shards[block_hash[-1] & self._spread].get(block_hash, 0)
         return {
             holder: tuple(t for t, shift in _SHIFTS.items() if mask >> (bit + shift) & 1)
             for bit, holder in self._holders.items()

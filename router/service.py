@@ -22,6 +22,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from eastwest.answers import Chunk
+from eastwest.blocks import cache_salt
 from eastwest.clock import Clock, seconds
 from eastwest.config import Config
 from eastwest.errors import (
@@ -128,7 +129,7 @@ class InferenceService:
 
     def explain(self, request: inference.ExplainRequest) -> inference.ExplainResponse:
         tenant, name = edge.read_explain(request)
-        return explanation_to_wire(self._shell.explain(edge.cache_salt(tenant), name))
+        return explanation_to_wire(self._shell.explain(cache_salt(tenant), name))
 
     def model_info(self, _: inference.GetModelInfoRequest) -> inference.GetModelInfoResponse:
         return reports.model_report(self._shell.model(), self._has_chat_template)
@@ -231,7 +232,7 @@ class InferenceService:
             raise DeadlineExceeded("the deadline passed in admission", phase=Phase.ADMISSION)
         return Request(
             request_id=call.work_id,
-            salt=edge.cache_salt(ask.tenant),
+            salt=cache_salt(ask.tenant),
             session_id=ask.session.session_id if ask.session else "",
             prompt=turn.prompt,
             sampling=ask.sampling,

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from eastwest.blocks import cache_salt
 from eastwest.clock import Clock
 from eastwest.config import LimitsConfig
 from eastwest.errors import CorruptData, InvalidArgument, NotFound, TooLarge
@@ -81,7 +82,7 @@ class SessionsService:
             kv_bytes=len(record.tokens) * model.kv.bytes_per_token,
         )
         if record.fingerprint == model.fingerprint:
-            salt = edge.cache_salt(record.tenant)
+            salt = cache_salt(record.tenant)
             response.stored_tokens, held = self._shell.kv_of(record.tokens, salt)
             for worker_id, tokens in sorted(held.items()):
                 response.workers.add(worker_id=worker_id, tokens=tokens)

@@ -39,6 +39,11 @@ class SimulatedStore:
     async def touch(self, hashes: Sequence[BlockHash]) -> None:
         await self._move(0)
 
+    async def erase(self, hashes: Sequence[BlockHash]) -> None:
+        await self._move(0)
+        for name in hashes:
+            self._blocks.pop(name, None)
+
     async def close(self) -> None:
         """It belongs to all replicas."""
 

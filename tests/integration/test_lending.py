@@ -15,7 +15,7 @@ import pytest
 
 import runtime.block_service
 import runtime.stored_prefix
-from eastwest.blocks import BlockHash, block_hashes, hash_seed
+from eastwest.blocks import HASH_BYTES, BlockHash, block_hashes, cache_salt, hash_seed
 from eastwest.errors import ErrorCode, StoreUnavailable
 from eastwest.messages import KvSource, WorkerInfo
 from eastwest.rpc import error_from_rpc
@@ -25,7 +25,6 @@ from eastwest.v1 import kv_blocks_pb2 as wire
 from eastwest.wire.workers import kv_spec_to_wire
 from kv_transfer import frame_codec
 from kv_transfer.lent_blocks import LentBlocks
-from router.edge import cache_salt
 from runtime.block_service import READERS_MAX, BlockService
 from tests.integration.test_serving import a_prompt
 from tests.integration.test_two_ends import Even
@@ -217,7 +216,7 @@ async def test_blocks_come_whole_and_as_far_as_they_are_there(
         reader = a_reader(session)
         lender = reader.blocks_of(session.lender.source())
         hashes = session.hashes
-        absent = BlockHash(bytes(16))
+        absent = BlockHash(bytes(HASH_BYTES))
         assert await lender.match(hashes) == len(hashes)
         assert await lender.match([*hashes[:3], absent, *hashes[3:]]) == 3
         assert await lender.match([absent]) == 0

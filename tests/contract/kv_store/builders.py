@@ -14,10 +14,12 @@ from eastwest.blocks import BlockHash, block_hashes, hash_seed
 from eastwest.clock import Clock, SystemClock, ns
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer
+from kv_store.accounts import Quotas
 from kv_store.circuit import Circuit
 from kv_store.codec import FORMAT_VERSION, BlockForm, form_of
 from kv_store.connect import connections_to
 from kv_store.guard import Guard, StoreCounters
+from kv_store.keys import block_stem
 from kv_store.pipe import Pipes
 from kv_store.redis_sessions import RedisSessionStore
 from kv_store.redis_store import RedisBlockStore
@@ -54,11 +56,13 @@ def a_block_store(
     clock: Clock | None = None,
     timeout_s: float = 30.0,
     namespace: str = "test",
+    quotas: Quotas | None = None,
+    ttl_s: float = TTL_S,
 ) -> RedisBlockStore:
     counters = StoreCounters()
     guard = Guard(Circuit(1.0, Random(0)), clock or SystemClock(), timeout_s, counters)
     pipes = Pipes(connections_to(url), 2)
-    return RedisBlockStore(pipes, guard, counters, form, namespace, TTL_S)
+    return RedisBlockStore(pipes, guard, counters, form, namespace, ttl_s, quotas or Quotas())
 
 
 def a_session_store(
@@ -71,12 +75,12 @@ def a_session_store(
 
 
 def a_chain(
-    count: int, form: BlockForm = THREE_PARTS, *, seed: int = 0
+    count: int, form: BlockForm = THREE_PARTS, *, seed: int = 0, salt: str = "salt"
 ) -> list[tuple[BlockHash, Buffer]]:
     """Blocks of one conversation, with random contents."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 1000, count * form.block_tokens).tolist()
-    names = block_hashes(tokens, form.block_tokens, hash_seed("model", "salt"))
+    names = block_hashes(tokens, form.block_tokens, hash_seed("model", salt))
     return [(name, rng.bytes(form.block_bytes)) for name in names]
 
 
@@ -104,6 +108,11 @@ def a_record(
 
 async def all_keys(admin: Redis, pattern: str = "*") -> list[bytes]:
     return sorted(key for key in await admin.keys(pattern) if isinstance(key, bytes))
+
+
+async def block_keys(admin: Redis, name: BlockHash | None = None) -> list[bytes]:
+    """Those of a block, its manifest's last; of all blocks where none is named."""
+    return await all_keys(admin, f"test:kv*:{block_stem(name)}:*" if name else "test:kv*")
 
 
 async def turns_of_the_loop(count: int = 5) -> None:

@@ -24,6 +24,7 @@ from tests.contract.kv_store.builders import (
     ManualClock,
     a_block_store,
     a_chain,
+    block_keys,
     names_of,
     payloads_of,
 )
@@ -210,7 +211,7 @@ def test_a_store_is_a_prefix_of_a_dictionary(
                 elif action == "touch":
                     await store.touch(names_of(blocks))
                 elif blocks and not memory:
-                    keys = await admin.keys(f"*:{blocks[0][0].hex()}:*")
+                    keys = await block_keys(admin, blocks[0][0])
                     if keys:
                         await admin.delete(keys[stop % len(keys)])
                     model.discard(start)

@@ -21,7 +21,7 @@ from tests.contract.kv_store.builders import (
     a_chain,
     a_record,
     a_session_store,
-    all_keys,
+    block_keys,
     names_of,
     payloads_of,
     turns_of_the_loop,
@@ -141,7 +141,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(own_server: EmbeddedValkey
     os.kill(own_server.pid, signal.SIGCONT)
     assert store.available
     async with Redis.from_url(own_server.url) as admin:
-        assert await all_keys(admin) == []
+        assert await block_keys(admin) == []
     await store.write(chain)
     assert await store.read(names_of(chain)) == payloads_of(chain)
     await store.close()
@@ -205,7 +205,7 @@ async def test_a_full_server_refuses_and_keeps_blocks_whole(own_server: Embedded
             await store.write(chain)
         stored = await store.match(names_of(chain))
         assert 0 < stored < 4
-        assert len(await all_keys(admin)) == stored * KEYS_PER_BLOCK
+        assert len(await block_keys(admin)) == stored * KEYS_PER_BLOCK
         assert await store.read(names_of(chain)) == payloads_of(chain[:stored])
         assert store.available
         await admin.config_set("maxmemory", 256 << 20)

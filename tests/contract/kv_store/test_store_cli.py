@@ -8,6 +8,7 @@ import json
 import pytest
 from redis import Redis
 
+from eastwest.blocks import cache_salt
 from kv_store.embedded import EmbeddedValkey
 from tests.commands import eastwest
 from tests.contract.kv_store.builders import KEYS_PER_BLOCK, THREE_PARTS, a_block_store, a_chain
@@ -19,7 +20,8 @@ def filled(server: EmbeddedValkey) -> str:
 
     async def fill() -> None:
         store = a_block_store(server.url, namespace="eastwest")
-        await store.write(a_chain(8))
+        await store.write(a_chain(5))
+        await store.write(a_chain(3, seed=1, salt=cache_salt("acme")))
         await store.close()
 
     with Redis.from_url(server.url) as admin:
@@ -39,6 +41,12 @@ def test_operators_look_verify_and_sweep(
     assert code == 0
     assert THREE_PARTS.digest.hex() in out
     assert "not whole: 1 blocks" in out
+    quota = ("-s", "store.tenant_quotas={acme: 9000}", "-s", "store.budget_bytes=100000")
+    code, out, _ = eastwest(monkeypatch, capsys, "store", "status", *here, *quota)
+    assert code == 0
+    tenants = [line.split() for line in out.splitlines() if "KiB" in line or "limit" in line]
+    assert ["acme", "3", "2.2", "KiB", "8.8", "KiB"] in tenants
+    assert ["all", "8", "5.8", "KiB", "97.7", "KiB"] in tenants
     code, out, err = eastwest(monkeypatch, capsys, "store", "verify", *here)
     assert code == 1
     assert "7 blocks of " in out
@@ -51,6 +59,7 @@ def test_operators_look_verify_and_sweep(
     told = json.loads(out)
     assert told["forms"][THREE_PARTS.digest.hex()]["blocks"] == 6
     assert told["incomplete"] == 0
+    assert sum(use["blocks"] for use in told["owners"].values()) == 6
     form = ("--form", THREE_PARTS.digest.hex())
     assert eastwest(monkeypatch, capsys, "store", "sweep", *form, *here)[0] == 0
     code, _, err = eastwest(monkeypatch, capsys, "store", "sweep", *form, *here)

@@ -19,7 +19,7 @@ from tests.contract.kv_store.builders import (
     TTL_S,
     a_block_store,
     a_chain,
-    all_keys,
+    block_keys,
     names_of,
     of_version,
     payloads_of,
@@ -41,7 +41,7 @@ async def value_of(admin: Redis, key: bytes) -> bytes:
 
 async def keys_of(admin: Redis, name: BlockHash) -> tuple[bytes, list[bytes]]:
     """The manifest's key and the parts' keys."""
-    *parts, manifest = await all_keys(admin, f"*:{name.hex()}:*")
+    *parts, manifest = await block_keys(admin, name)
     assert manifest.endswith(b":m")
     return manifest, parts
 
@@ -49,7 +49,7 @@ async def keys_of(admin: Redis, name: BlockHash) -> tuple[bytes, list[bytes]]:
 async def test_every_key_has_a_time_to_live(store: RedisBlockStore, admin: Redis) -> None:
     chain = a_chain(3)
     await store.write(chain)
-    keys = await all_keys(admin)
+    keys = await block_keys(admin)
     assert len(keys) == 3 * KEYS_PER_BLOCK
     for key in keys:
         assert 0 < await admin.pttl(key) <= TTL_S * 1000
@@ -61,10 +61,10 @@ async def test_use_gives_the_full_time_to_live_again(
 ) -> None:
     chain = a_chain(2)
     await store.write(chain)
-    for key in await all_keys(admin):
+    for key in await block_keys(admin):
         await admin.pexpire(key, 10_000)
     await (store.touch(names_of(chain)) if renew == "touch" else store.write(chain))
-    for key in await all_keys(admin):
+    for key in await block_keys(admin):
         assert await admin.pttl(key) > 10_000
 
 
@@ -152,7 +152,7 @@ async def test_a_manifest_of_another_version_is_left_alone_and_counts_as_absent(
     chain = a_chain(2)
     await store.write(chain)
     manifest, parts = await keys_of(admin, chain[0][0])
-    await admin.set(manifest, of_version(await value_of(admin, manifest), 2))
+    await admin.set(manifest, of_version(await value_of(admin, manifest), 9))
     assert await store.match(names_of(chain)) == 0
     assert await store.read(names_of(chain)) == []
     assert await admin.exists(manifest, *parts) == KEYS_PER_BLOCK
@@ -194,7 +194,7 @@ async def test_concurrent_writers_of_the_same_blocks_are_harmless(
     chain = a_chain(30)
     stores = [a_block_store(server.url) for _ in range(4)]
     await asyncio.gather(*(store.write(chain) for store in stores for _ in range(3)))
-    assert len(await all_keys(admin)) == 30 * KEYS_PER_BLOCK
+    assert len(await block_keys(admin)) == 30 * KEYS_PER_BLOCK
     for store in stores:
         assert await store.read(names_of(chain)) == payloads_of(chain)
         await store.close()

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from eastwest.blocks import BlockHash
 from eastwest.errors import ConfigError, StoreUnavailable
 from eastwest.layout import KVSpec
 from kv_store.codec import form_of
 from kv_store.embedded import EmbeddedValkey
+from kv_store.keys import block_stem
 from kv_store.redis_store import RedisBlockStore
 from kv_store.survey import Survey, Swept, surveying
 from tests.contract.kv_store.builders import (
@@ -23,6 +25,7 @@ from tests.contract.kv_store.builders import (
     a_record,
     a_session_store,
     all_keys,
+    block_keys,
     names_of,
     of_version,
 )
@@ -40,7 +43,7 @@ async def store(server: EmbeddedValkey, admin: Redis) -> AsyncIterator[RedisBloc
 
 @pytest.fixture
 async def survey(server: EmbeddedValkey, admin: Redis) -> AsyncIterator[Survey]:
-    async with surveying(server.url, "test", 30.0) as survey:
+    async with surveying(server.url, "test", 30.0, 0.1) as survey:
         yield survey
 
 
@@ -109,7 +112,7 @@ async def test_a_sweep_removes_what_is_not_whole_and_nothing_else(
     names = names_of(chain)
 
     async def key(block: int, last: str) -> bytes:
-        (found,) = await all_keys(admin, f"*:{names[block].hex()}:{last}")
+        (found,) = await all_keys(admin, f"*:{block_stem(names[block])}:{last}")
         return found
 
     await admin.delete(await key(0, "1"))  # a part is gone
@@ -134,7 +137,7 @@ async def test_a_sweep_removes_what_is_not_whole_and_nothing_else(
     after = await survey.usage()
     assert (after.forms[FORM].blocks, after.incomplete) == (1, 0)
     assert await store.match(names[7:]) == 1
-    assert len(await all_keys(admin)) == 2 * KEYS_PER_BLOCK
+    assert len(await block_keys(admin)) == 2 * KEYS_PER_BLOCK
     assert await survey.sweep() == Swept(0, 0)
 
 
@@ -172,11 +175,12 @@ async def test_verify_finds_each_damaged_block(
     found = await survey.verify(remove=False)
     assert (found.blocks, found.unfinished) == (4, 1)
     assert found.bytes == 4 * WHOLE_BYTES
-    name = key.split(b":")[3].decode()
+    _, _, _, owner, chained, _ = key.decode().split(":")
+    name = owner + chained.strip("{}")
     assert found.damaged == {f"{FORM}:{name}": "part 1 is not what was written"}
-    assert len(await all_keys(admin, f"*{name}*")) == KEYS_PER_BLOCK
+    assert len(await block_keys(admin, BlockHash(bytes.fromhex(name)))) == KEYS_PER_BLOCK
     assert (await survey.verify(remove=True)).damaged == found.damaged
-    assert await all_keys(admin, f"*{name}*") == []
+    assert await block_keys(admin, BlockHash(bytes.fromhex(name))) == []
     assert (await survey.verify(remove=False)).damaged == {}
 
 
@@ -196,10 +200,10 @@ async def test_a_form_that_nobody_serves_any_more_can_be_dropped(
 
 
 async def test_a_server_that_is_not_there_is_said_so() -> None:
-    async with surveying("unix:///nowhere/socket", "test", 1.0) as survey:
+    async with surveying("unix:///nowhere/socket", "test", 1.0, 1.0) as survey:
         for question in (survey.usage, survey.sweep):
             with pytest.raises(StoreUnavailable, match="does not answer"):
                 await question()
     with pytest.raises(ConfigError, match=r"store\.url"):
-        async with surveying("http://x", "test", 1.0):
+        async with surveying("http://x", "test", 1.0, 1.0):
             pass

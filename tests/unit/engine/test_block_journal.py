@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eastwest.blocks import BlockHash
+from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.messages import KvEvents, TierBlocks
 from eastwest.types import Tier
 from engine.block_journal import HASHES_MAX, BlockJournal
 
 
 def hashes(numbers: Iterable[int]) -> tuple[BlockHash, ...]:
-    return tuple(BlockHash(number.to_bytes(16, "big")) for number in numbers)
+    return tuple(BlockHash(number.to_bytes(HASH_BYTES, "big")) for number in numbers)
 
 
 def test_each_change_is_given_once_and_batches_are_numbered_on() -> None:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from eastwest.blocks import BlockHash
+from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.errors import Overloaded
 from engine.blocks import BlockPool
 
@@ -22,7 +22,7 @@ BLOCKS = 12
 
 
 def a_hash(number: int) -> BlockHash:
-    return BlockHash(number.to_bytes(16, "big"))
+    return BlockHash(number.to_bytes(HASH_BYTES, "big"))
 
 
 class PoolMachine(RuleBasedStateMachine):

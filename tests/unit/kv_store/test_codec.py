@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eastwest.blocks import BlockHash
+from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.errors import CorruptData, Incompatible, InvalidArgument
 from eastwest.layout import DTYPE_BYTES, KVSpec
 from kv_store.codec import (
@@ -20,7 +20,7 @@ from kv_store.codec import (
 from tests.contract.kv_store.builders import of_version
 
 untimed = settings(deadline=None)  # machines may be busy
-NAME = BlockHash(bytes(range(16)))
+NAME = BlockHash(bytes(range(HASH_BYTES)))
 SPEC = KVSpec(num_layers=5, num_kv_heads=2, key_dim=4, value_dim=4, dtype="bfloat16")
 FORM = form_of(SPEC, 4, "model", part_bytes_max=300)  # parts of 2, 2 and 1 layers
 PAYLOAD = bytes(i * i % 251 for i in range(FORM.block_bytes))
@@ -132,7 +132,7 @@ def test_swapped_parts_are_corrupt_data() -> None:
 
 
 def test_the_manifest_of_another_block_is_corrupt_data() -> None:
-    manifest = encode(FORM, BlockHash(bytes(16)), PAYLOAD).manifest
+    manifest = encode(FORM, BlockHash(bytes(HASH_BYTES)), PAYLOAD).manifest
     with pytest.raises(CorruptData, match="expected: 000102"):
         decode(FORM, NAME, manifest, PAYLOAD)
 
@@ -154,8 +154,8 @@ def test_an_intact_manifest_of_another_form_is_incompatible(other: BlockForm) ->
 
 
 def test_an_intact_manifest_of_another_version_is_incompatible() -> None:
-    with pytest.raises(Incompatible, match="version 2"):
-        decode(FORM, NAME, of_version(encode(FORM, NAME, PAYLOAD).manifest, 2), PAYLOAD)
+    with pytest.raises(Incompatible, match="version 9"):
+        decode(FORM, NAME, of_version(encode(FORM, NAME, PAYLOAD).manifest, 9), PAYLOAD)
 
 
 @pytest.mark.parametrize("length", [0, FORM.block_bytes - 1, FORM.block_bytes + 1])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from eastwest.blocks import cache_salt
 from eastwest.clock import DURATION_MAX_S, ns
 from eastwest.config import LimitsConfig
 from eastwest.errors import DeadlineExceeded, InvalidArgument, NotFound, Phase, TooLarge
@@ -275,9 +276,9 @@ def test_the_deadline_is_the_callers_less_the_time_to_answer() -> None:
 
 
 def test_tenants_never_share_a_salt() -> None:
-    salts = {edge.cache_salt(tenant) for tenant in ("", "a", "b", "ab")}
+    salts = {cache_salt(tenant) for tenant in ("", "a", "b", "ab")}
     assert len(salts) == 4
-    assert edge.cache_salt("a") == edge.cache_salt("a")
+    assert cache_salt("a") == cache_salt("a")
 
 
 def test_more_messages_than_allowed_are_too_large() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eastwest.blocks import BlockHash
+from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.types import Tier
 from router.prefix_index import PrefixIndex
 
@@ -12,7 +12,7 @@ from router.prefix_index import PrefixIndex
 def hashes(numbers: Iterable[int]) -> list[BlockHash]:
     """Distinct ones, spread over the shards as real ones are."""
     return [
-        BlockHash((number * 0x9E3779B97F4A7C15 % 2**128).to_bytes(16, "little"))
+        BlockHash((number * 0x9E3779B97F4A7C15 % 2**128).to_bytes(HASH_BYTES, "big"))
         for number in numbers
     ]
 

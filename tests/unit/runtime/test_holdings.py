@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from eastwest.blocks import BlockHash
+from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.errors import Overloaded
 from engine.block_groups import BlockGroups
 from kv_transfer.ledger import Owner, OwnerKind
 from runtime.holdings import Holdings
 
 A, B = (Owner(OwnerKind.SEQUENCE, name) for name in "ab")
-HASHES = [BlockHash(bytes([i]) * 16) for i in range(4)]
+HASHES = [BlockHash(bytes([i]) * HASH_BYTES) for i in range(4)]
 
 
 def take(holdings: Holdings, owner: Owner, total: int, hashes: int = 0) -> tuple[int, ...]:
