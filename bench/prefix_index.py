@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eastwest.blocks import HASH_BYTES, BlockHash, block_hashes, hash_seed
-from eastwest.messages import KvEvents, TierBlocks
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.types import Tier
 from eastwest.v1 import worker_pb2
 from eastwest.wire import event_from_wire, event_to_wire

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from eastwest.decoding import RefuseMalformed
+from eastwest.kv_events import KvEvents
 from eastwest.layout import ParallelLayout
 from eastwest.messages import (
     Abort,
     Command,
     FirstStep,
-    KvEvents,
     Load,
     ModelInfo,
     Prefill,

@@ -114,6 +114,12 @@ class Residency:
             del self._sessions[resting.key]
         return True
 
+    def erase(self, key: SessionKey) -> Resting | None:
+        """Forget a session that was deleted. Returns what rested for it, to be released by the
+        caller; None where there was nothing, or where a spill releases it at its end."""
+        resting = self._sessions.pop(key, None)
+        return None if resting is None or resting.state is RestState.SPILLING else resting
+
     def drop(self, resting: Resting) -> None:
         """Forget a session unstored; the caller releases its blocks."""
         assert resting.state is not RestState.SPILLING

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Sequence
 
-from decode_pool.residency import Residency, Resting, RestState
+from decode_pool.residency import Residency, Resting, RestState, SessionKey
+from eastwest.blocks import BlockHash, block_hashes, hash_seed
 from eastwest.clock import Clock, ns, seconds
 from eastwest.errors import StoreUnavailable
+from eastwest.messages import Erase
 from eastwest.ports import BlockStore, ReplicaKV
 from runtime.holdings import Holdings
 from runtime.stored_prefix import batch_blocks
 
 log = logging.getLogger(__name__)
+
+
+# Deleted sessions that the store has yet, at most; beyond it, the first ones expire there.
+_ERASING_MAX = 4096
 
 
 class Spiller:
@@ -26,6 +34,7 @@ class Spiller:
     def __init__(
         self,
         *,
+        fingerprint: str,
         store: BlockStore | None,
         kv: ReplicaKV,
         holdings: Holdings,
@@ -33,6 +42,7 @@ class Spiller:
         retry_s: float,
         clock: Clock,
     ) -> None:
+        self._fingerprint = fingerprint
         self._store = store
         self._kv = kv
         self._holdings = holdings
@@ -42,6 +52,8 @@ class Spiller:
         self._clock = clock
         self._wake = asyncio.Event()
         self._one = asyncio.Lock()
+        self._erasing: deque[Sequence[BlockHash]] = deque(maxlen=_ERASING_MAX)
+        self._erase_ns = 0  # not before
         self.spilled_blocks = 0
         self.spilled_sessions = 0
 
@@ -65,6 +77,19 @@ class Spiller:
         async with self._one:
             return len(self._residency)
 
+    def erase(self, command: Erase) -> None:
+        """Keep nothing of a session that was deleted: at once in memory, and then in the store,
+        behind what is being written to it."""
+        size, seed = self._kv.block_tokens, hash_seed(self._fingerprint, command.salt)
+        hashes = block_hashes(command.tokens, size, seed)[command.keep_tokens // size :]
+        resting = self._residency.erase(SessionKey(command.salt, command.session_id))
+        if resting is not None:
+            self._holdings.release(resting.owner)
+        self._holdings.pool.forget(hashes)
+        if self._store is not None:
+            self._erasing.append(hashes)
+        self.wake()
+
     def spillable_blocks(self) -> int:
         """Blocks that only idle sessions hold: there is room where they are once they spill."""
         idle = [r for r in self._residency if r.state is RestState.INACTIVE]
@@ -77,11 +102,15 @@ class Spiller:
             return
         while True:
             self._wake.clear()
+            if self._erasing and self._erase_ns <= self._clock.now_ns():
+                await self._erase()
+                continue
             resting = self._residency.due(self._clock.now_ns())
             if resting is not None:
                 await self.spill(resting)
                 continue
-            due = self._residency.next_due_ns()
+            dues = [self._residency.next_due_ns(), self._erase_ns if self._erasing else None]
+            due = min((due for due in dues if due is not None), default=None)
             delay = None if due is None else max(0.0, seconds(due - self._clock.now_ns()))
             try:
                 async with asyncio.timeout(delay):
@@ -119,6 +148,20 @@ class Spiller:
             self._residency.drop(victim)
             self._holdings.release(victim.owner)
         return True
+
+    async def _erase(self) -> None:
+        """The next of `_erasing`, or try again later."""
+        assert self._store is not None
+        hashes = self._erasing.popleft()
+        try:
+            async with self._one:
+                await self._store.erase(hashes)
+        except StoreUnavailable as error:
+            log.warning("a deleted session is in the store yet: %s", error.message)
+            self._erasing.appendleft(hashes)
+            self._erase_ns = self._clock.now_ns() + self._retry_ns
+            return
+        self._holdings.note_stored((), hashes)
 
     async def _write(self, resting: Resting) -> None:
         if self._store is None:

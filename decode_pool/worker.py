@@ -108,13 +108,9 @@ class DecodeWorker:
         self._planned: list[Running] = []
         self.residency = Residency(ns(store_config.idle_s))
         self.spiller = Spiller(
-            store=store,
-            kv=kv,
-            holdings=holdings,
-            residency=self.residency,
-            retry_s=store_config.retry_after_s,
-            clock=clock,
-        )
+            fingerprint=model.fingerprint, store=store, kv=kv, holdings=holdings,
+            residency=self.residency, retry_s=store_config.retry_after_s, clock=clock,
+        )  # fmt: skip
         self._intake = Intake(
             kv=kv,
             holdings=holdings,

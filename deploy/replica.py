@@ -19,11 +19,12 @@ from eastwest.clock import Clock, ns
 from eastwest.config import Config, PoolConfig
 from eastwest.decoding import RefuseMalformed
 from eastwest.errors import ConfigError, Unavailable
+from eastwest.kv_events import KvEvents
 from eastwest.messages import (
     Abort,
     Command,
+    Erase,
     Heartbeat,
-    KvEvents,
     Load,
     Prefill,
     Reserve,
@@ -276,6 +277,8 @@ class Replica:
                 self._decode.abort(command.request_id)
             case StepBudget():
                 self._prefill.spend(router_id, command)
+            case Erase():
+                self._decode.spiller.erase(command)
             case Heartbeat():
                 until = self._clock.now_ns() + ns(self._config.kv.lease_s)
                 self._holdings.ledger.renew_router(router_id, until)

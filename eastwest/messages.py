@@ -9,10 +9,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from eastwest.blocks import BlockHash
 from eastwest.errors import EastWestError, ErrorCode, Phase
+from eastwest.kv_events import KvEvents
 from eastwest.layout import KVSpec, ParallelLayout
-from eastwest.types import FinishReason, Role, SampledToken, SamplingParams, Tier
+from eastwest.types import FinishReason, Role, SampledToken, SamplingParams
 from eastwest.value import value
 
 PROTOCOL_VERSION = 7
@@ -242,7 +242,21 @@ class StepBudget:
     prompt_tokens: int
 
 
-Command = Reserve | Prefill | Abort | Heartbeat | ResyncKv | Drain | Undrain | Dismiss | StepBudget
+@value
+class Erase:
+    """A session was deleted: nothing of its KV is to stay, in the offline store neither.
+
+    tokens: all of the session's. keep_tokens: leading ones that others have, too.
+    """
+
+    salt: str
+    session_id: str
+    tokens: tuple[int, ...]
+    keep_tokens: int = 0
+
+
+_Standing = Heartbeat | ResyncKv | Drain | Undrain | Dismiss | StepBudget
+Command = Reserve | Prefill | Abort | Erase | _Standing
 
 # Events: worker to router.
 
@@ -357,35 +371,6 @@ class Load:
     expert_tokens: tuple[int, ...] = ()
     kv_sequence: int = 0
     draining_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TierBlocks:
-    """Named blocks on one tier."""
-
-    tier: Tier
-    hashes: tuple[BlockHash, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class KvEvents:
-    """Which blocks a worker has come to hold, and to hold no more. Hints for placement.
-
-    In this order: all blocks of the tiers in `cleared` are gone, then those in `removed`, and
-    then those in `stored` are there. EXTERNAL blocks are what the worker has written to the
-    offline store or found there, or not found there; the store's own evictions nobody tells.
-
-    sequence: one more than that of the events before, from 1, whichever router they go to; a
-    worker that has lost some skips a number. whole: a part of all that the worker holds, as of
-    `sequence`, which all parts repeat; the first part clears. A router gets that when it connects
-    and when it asks for it.
-    """
-
-    sequence: int
-    cleared: tuple[Tier, ...] = ()
-    removed: tuple[TierBlocks, ...] = ()
-    stored: tuple[TierBlocks, ...] = ()
-    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,11 @@ class BlockGroups:
         """The names of all blocks that have one, each once."""
         return dict.fromkeys(chain.from_iterable(pool.names() for pool in self._pools))
 
+    def forget(self, hashes: Sequence[BlockHash]) -> None:
+        """See `BlockPool.forget`, in all groups."""
+        for pool in self._pools:
+            pool.forget(hashes)
+
     def named(self, block_hash: BlockHash) -> None:
         """A group has given the name (`NameListener`)."""
         self.journal.stored((block_hash,))

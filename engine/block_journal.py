@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from eastwest.blocks import BlockHash
-from eastwest.messages import KvEvents, TierBlocks
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.types import Tier
 
 T = TypeVar("T")

@@ -29,7 +29,10 @@ from kv_store.sessions import (
     SessionSummary,
     decode_session,
     encode_session,
+    leading_in_common,
     lost_race,
+    marks_in_common,
+    prefix_marks,
     text_bytes,
 )
 
@@ -47,8 +50,10 @@ else
 end
 return 1
 """ % (VERSION_OFFSET, VERSION_OFFSET + 7)
-# Tokens, messages, updated_s, version; the fingerprint follows.
-_LISTED = struct.Struct("<IIdQ")
+# Tokens, messages, updated_s, version, bytes of `prefix_marks`; these and the fingerprint follow.
+_LISTED = struct.Struct("<IIdQI")
+# Of the sessions that begin alike for longest, as far as the listing tells, so many are read.
+_COMPARED = 8
 _SCAN = b"1000"  # fields of a listing that are asked for at once, about
 
 
@@ -110,8 +115,25 @@ class RedisSessionStore:
             wanted = limit - len(found)
             page, names = names[:wanted], names[wanted:]
             alive = await self._alive(tenant, page)
-            found += [_summary(name, known[name]) for name in page if name in alive]
+            found += [_told(name, known[name])[0] for name in page if name in alive]
         return found
+
+    async def common_tokens(self, record: SessionRecord) -> int:
+        marks = prefix_marks(record.tokens)
+        alike: dict[int, list[str]] = {}
+        for name, told in await self._listed_of(record.tenant):
+            if name != record.session_id:
+                summary, other = _told(name, told)
+                if summary.fingerprint == record.fingerprint:
+                    same = marks_in_common(marks, other)
+                    alike.setdefault(same, []).append(name)
+        most = max(alike, default=0)
+        common = 0
+        for name in alike.get(most, ())[:_COMPARED]:
+            found = await self.get(record.tenant, name)
+            if found is not None:
+                common = max(common, leading_in_common(record.tokens, found.tokens))
+        return common
 
     async def delete(self, tenant: str, session_id: str) -> None:
         listed = (b"HDEL", self._listing(tenant), text_bytes(session_id))
@@ -170,13 +192,18 @@ def _digest(*texts: str) -> bytes:
 
 def _listed(record: SessionRecord) -> bytes:
     numbers = (len(record.tokens), len(record.messages), record.updated_s, record.version)
-    return _LISTED.pack(*numbers) + text_bytes(record.fingerprint)
+    marks = prefix_marks(record.tokens)
+    return _LISTED.pack(*numbers, len(marks)) + marks + text_bytes(record.fingerprint)
 
 
-def _summary(name: str, told: bytes) -> SessionSummary:
-    tokens, messages, updated_s, version = _LISTED.unpack_from(told)
-    fingerprint = told[_LISTED.size :].decode("utf-8", "surrogatepass")
-    return SessionSummary(name, fingerprint, tokens, messages, updated_s, version)
+def _told(name: str, told: bytes) -> tuple[SessionSummary, bytes]:
+    """What a listing says of a session, and its `prefix_marks`."""
+    *numbers, length = _LISTED.unpack_from(told)
+    tokens, messages, updated_s, version = numbers
+    end = _LISTED.size + length
+    fingerprint = told[end:].decode("utf-8", "surrogatepass")
+    summary = SessionSummary(name, fingerprint, tokens, messages, updated_s, version)
+    return summary, told[_LISTED.size : end]
 
 
 def _decode(reply: Reply, tenant: str, session_id: str) -> SessionRecord:

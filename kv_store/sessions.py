@@ -18,20 +18,24 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from eastwest.clock import Clock, ns
 from eastwest.errors import CorruptData, Overloaded, TooLarge
 
-SESSION_FORMAT = 2
+SESSION_FORMAT = 3
 SESSION_BYTES_MAX = 16 << 20
 VERSION_OFFSET = 6  # of the version (u64) in the stored form, where a script can compare it
+
+MARK_BYTES = 4
+_MARKED_TOKENS = 16
 
 _MAGIC = b"EWSN"
 _HEAD = struct.Struct("<4sHQdII")
@@ -98,6 +102,10 @@ class SessionStore(Protocol):
     async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
         """The tenant's sessions in order of their ids: the first `limit` behind `after`."""
 
+    async def common_tokens(self, record: SessionRecord) -> int:
+        """How many of the leading tokens of `record` another session of its tenant and model has
+        as well, as far as that can be told without reading all of them: fewer, then."""
+
     async def delete(self, tenant: str, session_id: str) -> None:
         """Forget the record, deleted or not. Idempotent."""
 
@@ -110,6 +118,31 @@ def lost_race(record: SessionRecord) -> Overloaded:
     return Overloaded(
         f"session {record.session_id!r} is in use by another request; allowed: one request of "
         "a session at a time"
+    )
+
+
+def leading_in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    length = min(len(one), len(other))
+    differ = np.asarray(one[:length]) != np.asarray(other[:length])
+    return int(np.argmax(differ)) if differ.any() else length
+
+
+def prefix_marks(tokens: Sequence[int]) -> bytes:
+    """Digests of the first 16 tokens, the first 32, 64, …, of `MARK_BYTES` each: what a listing
+    keeps of a session, so that those which begin alike are found without reading them."""
+    data = np.asarray(tokens, dtype="<u4").tobytes()
+    marks, length = [], 4 * _MARKED_TOKENS
+    while length <= len(data):
+        marks.append(xxh3_64_digest(data[:length])[:MARK_BYTES])
+        length *= 2
+    return b"".join(marks)
+
+
+def marks_in_common(one: bytes, other: bytes) -> int:
+    """How many `prefix_marks` are equal."""
+    return leading_in_common(
+        np.frombuffer(one, "<u4").tolist(), np.frombuffer(other, "<u4").tolist()
     )
 
 
@@ -211,6 +244,19 @@ class MemorySessionStore:
             and not record.deleted
         )
         return [r.summary() for r in nsmallest(limit, found, key=attrgetter("session_id"))]
+
+    async def common_tokens(self, record: SessionRecord) -> int:
+        now_ns = self._clock.now_ns()
+        return max(
+            (
+                leading_in_common(record.tokens, other.tokens)
+                for other, expires_ns in self._records.values()
+                if (other.tenant, other.fingerprint) == (record.tenant, record.fingerprint)
+                and other.session_id != record.session_id
+                and now_ns < expires_ns
+            ),
+            default=0,
+        )
 
     async def delete(self, tenant: str, session_id: str) -> None:
         self._records.pop((tenant, session_id), None)

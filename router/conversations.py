@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from eastwest.clock import Clock
-from eastwest.errors import InvalidArgument, NotFound
+from eastwest.errors import InvalidArgument, NotFound, Overloaded
 from kv_store.sessions import SessionRecord
 from router.chat_template import ChatTemplate, continuation
 from router.edge import Ask, ChatMessage, SessionRef
+from router.erasing import Erase
 from router.session_book import SessionBook
 from router.text import Tokenizer
 
@@ -38,14 +39,20 @@ class Turn:
 
 
 class Conversations:
-    """The turns of all sessions of this router."""
+    """The turns of all sessions of this router. erase: what is left of a deleted one."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, book: SessionBook, clock: Clock
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        book: SessionBook,
+        erase: Erase,
+        clock: Clock,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._book = book
+        self._erase = erase
         self._clock = clock
 
     @asynccontextmanager
@@ -76,7 +83,7 @@ class Conversations:
 
         output: the tokens of the answer `text`, without what ended it. A store that does not answer
         does not fail the request. `Overloaded` where another router has put a turn of the session
-        there meanwhile: this one is not part of the conversation.
+        there meanwhile, or has deleted it: this one is not part of the conversation.
         """
         if ask.session is None:
             return
@@ -90,7 +97,13 @@ class Conversations:
             updated_s=self._clock.wall_s(),
             version=turn.version + 1,
         )
-        await self._book.put(record)
+        try:
+            await self._book.put(record)
+        except Overloaded:
+            latest = await self._book.find(record.tenant, record.session_id)
+            if latest is not None and latest.deleted:
+                await self._erase(record)
+            raise
 
     def output_before(self, token_ids: Sequence[int], text: str) -> tuple[int, ...]:
         """Tokens whose text is `text`: as many of `token_ids` as spell a beginning of it, then

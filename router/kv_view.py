@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from eastwest.blocks import BlockHash, block_hashes, hash_seed, reusable_blocks
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.layout import KVSpec
-from eastwest.messages import KvEvents, Prefilled, Reserved, ResyncKv, TierBlocks
+from eastwest.messages import Prefilled, Reserved, ResyncKv
 from eastwest.types import Tier
 from router.attempt import Attempt
 from router.fleet import Worker

@@ -12,17 +12,8 @@ from dataclasses import replace
 
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, ErrorCode, InvalidArgument
-from eastwest.messages import (
-    Drained,
-    Event,
-    Failed,
-    KvEvents,
-    Load,
-    Prefilled,
-    Reserved,
-    Stepped,
-    WorkerInfo,
-)
+from eastwest.kv_events import KvEvents
+from eastwest.messages import Drained, Event, Failed, Load, Prefilled, Reserved, Stepped, WorkerInfo
 from eastwest.ports import ServingCosts
 from router.admission import Admission
 from router.budgets import Budgets

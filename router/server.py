@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -28,6 +29,7 @@ from router.chat_template import load_chat_template
 from router.cluster_service import ClusterService
 from router.conversations import Conversations
 from router.decision_log_file import decision_log_of
+from router.erasing import erase as erase_session
 from router.http.app import http_app
 from router.http.server import HttpServer
 from router.service import SERVICE, InferenceService
@@ -82,12 +84,13 @@ class Router:
         )
         at_hand = MemorySessionStore(config.router.sessions_max, config.store.session_ttl_s, clock)
         book = SessionBook(session_store, at_hand)
-        self._sessions = SessionsService(book, self._shell, config.limits, clock)
+        erase = partial(erase_session, self._shell, book)
+        self._sessions = SessionsService(book, self._shell, erase, config.limits, clock)
         self._service = InferenceService(
             config,
             self._shell,
             tokenizer,
-            Conversations(tokenizer, template, book, clock),
+            Conversations(tokenizer, template, book, erase, clock),
             has_chat_template=template.available,
             router_id=self.router_id,
             clock=clock,

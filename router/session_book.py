@@ -73,6 +73,10 @@ class SessionBook:
             log.warning("session %r is not stored: %s", record.session_id, error.message)
         await self._at_hand.put(record)
 
+    async def common_tokens(self, record: SessionRecord) -> int:
+        """How many of its leading tokens other sessions of the tenant have, as far as is known."""
+        return await (self._store or self._at_hand).common_tokens(record)
+
     async def page(self, tenant: str, after: str, limit: int) -> list[SessionSummary]:
         """The tenant's sessions in order of their ids: the first `limit` behind `after`. Those that
         only another router has at hand are not among them."""

@@ -24,6 +24,7 @@ from eastwest.v1 import sessions_pb2 as sessions
 from kv_store.sessions import SessionRecord, SessionSummary, decode_session, encode_session
 from router import edge
 from router.cluster_service import typed
+from router.erasing import Erase
 from router.session_book import SessionBook
 from router.shell import Shell
 
@@ -34,11 +35,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SessionsService:
-    """See sessions.proto. book: whose records they are."""
+    """See sessions.proto. book: whose records they are. erase: what is left of a deleted one."""
 
-    def __init__(self, book: SessionBook, shell: Shell, limits: LimitsConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        book: SessionBook,
+        shell: Shell,
+        erase: Erase,
+        limits: LimitsConfig,
+        clock: Clock,
+    ) -> None:
         self._book = book
         self._shell = shell
+        self._erase = erase
         self._limits = limits
         self._clock = clock
 
@@ -106,6 +115,7 @@ class SessionsService:
                 record, tokens=(), messages=(), fingerprint="", version=record.version + 1
             )
             await self._book.put(gone, certain=True)
+            await self._erase(record)
         return sessions.DeleteSessionResponse(found=True)
 
     async def _export(

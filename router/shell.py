@@ -15,7 +15,7 @@ from eastwest.clock import Clock, seconds
 from eastwest.config import RouterConfig
 from eastwest.errors import EastWestError, Incompatible, InvalidArgument, Phase, Unavailable
 from eastwest.explanation import Explanation
-from eastwest.messages import Drained, Event, Load, ModelInfo, WorkerInfo
+from eastwest.messages import Command, Drained, Event, Load, ModelInfo, WorkerInfo
 from eastwest.ports import ServingCosts
 from eastwest.types import Liveness
 from router.decision_log import Write
@@ -134,6 +134,12 @@ class Shell:
     def kv_of(self, tokens: Sequence[int], salt: str) -> tuple[int, dict[str, int]]:
         """See `KvView.whereabouts`."""
         return self._scheduler.kv.whereabouts(tokens, salt)
+
+    def tell_all(self, command: Command) -> None:
+        """Send something that is of no request to every worker that is up."""
+        for view in self._scheduler.loads().workers:
+            if view.liveness is Liveness.UP and (link := self._links.get(view.info.worker_id)):
+                link.send(view.info.epoch, command)
 
     # Workers that leave.
 

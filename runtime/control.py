@@ -26,16 +26,8 @@ from eastwest.errors import (
     StaleEpoch,
     Unavailable,
 )
-from eastwest.messages import (
-    PROTOCOL_VERSION,
-    Command,
-    Event,
-    KvEvents,
-    Load,
-    ResyncKv,
-    Stepped,
-    WorkerInfo,
-)
+from eastwest.kv_events import KvEvents
+from eastwest.messages import PROTOCOL_VERSION, Command, Event, Load, ResyncKv, Stepped, WorkerInfo
 from eastwest.rpc import abort_with
 from eastwest.v1 import worker_pb2, worker_pb2_grpc
 from kv_transfer.auditor import Audit

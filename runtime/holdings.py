@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from eastwest.blocks import BlockHash
-from eastwest.messages import KvEvents
+from eastwest.kv_events import KvEvents
 from eastwest.types import Tier
 from engine.block_groups import BlockGroups
 from kv_transfer.auditor import Audit, audit

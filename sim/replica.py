@@ -18,6 +18,7 @@ from eastwest.layout import ParallelLayout
 from eastwest.messages import (
     Abort,
     Command,
+    Erase,
     Event,
     Heartbeat,
     Load,
@@ -184,6 +185,8 @@ class SimulatedReplica:
                 self.tell_whole(router_id)
             case StepBudget():
                 self.prefill.spend(router_id, command)
+            case Erase():
+                self.decode.spiller.erase(command)
             case Heartbeat():
                 until = self._clock.now_ns() + ns(self._config.kv.lease_s)
                 self.holdings.ledger.renew_router(router_id, until)

@@ -25,6 +25,7 @@ from eastwest.messages import (
     Dismiss,
     Drain,
     Drained,
+    Erase,
     Event,
     Failed,
     FirstStep,
@@ -217,7 +218,7 @@ class SimulatedWorker:
             case Abort():
                 self.reserved.pop(command.request_id, None)
                 self.prefilling.pop(command.request_id, None)
-            case Heartbeat() | StepBudget():
+            case Heartbeat() | StepBudget() | Erase():
                 pass
             case Drain():
                 self._drain(round(command.timeout_s * 1e9))

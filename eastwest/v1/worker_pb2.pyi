@@ -32,7 +32,7 @@ class Commands(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv", "drain", "undrain", "dismiss", "step_budget")
+    __slots__ = ("reserve", "prefill", "abort", "heartbeat", "resync_kv", "drain", "undrain", "dismiss", "step_budget", "erase")
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class Command(_message.Message):
     UNDRAIN_FIELD_NUMBER: _ClassVar[int]
     DISMISS_FIELD_NUMBER: _ClassVar[int]
     STEP_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ERASE_FIELD_NUMBER: _ClassVar[int]
     reserve: Reserve
     prefill: Prefill
     abort: AbortWork
@@ -51,7 +52,8 @@ class Command(_message.Message):
     undrain: Undrain
     dismiss: Dismiss
     step_budget: StepBudget
-    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ..., step_budget: _Optional[_Union[StepBudget, _Mapping]] = ...) -> None: ...
+    erase: Erase
+    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., abort: _Optional[_Union[AbortWork, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resync_kv: _Optional[_Union[ResyncKv, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., undrain: _Optional[_Union[Undrain, _Mapping]] = ..., dismiss: _Optional[_Union[Dismiss, _Mapping]] = ..., step_budget: _Optional[_Union[StepBudget, _Mapping]] = ..., erase: _Optional[_Union[Erase, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id", "salt", "session_id", "prompt", "sampling", "max_tokens", "timeout_s", "source", "output", "leave_stored")
@@ -158,6 +160,18 @@ class StepBudget(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     def __init__(self, prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class Erase(_message.Message):
+    __slots__ = ("salt", "session_id", "tokens", "keep_tokens")
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    salt: str
+    session_id: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    keep_tokens: int
+    def __init__(self, salt: _Optional[str] = ..., session_id: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., keep_tokens: _Optional[int] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
     __slots__ = ("welcome", "events")

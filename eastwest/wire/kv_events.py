@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from eastwest import messages as m
 from eastwest.blocks import HASH_BYTES, BlockHash
 from eastwest.errors import InvalidArgument
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.types import Tier
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.workers import enum_from_wire
 
 
-def kv_events_to_wire(events: m.KvEvents) -> worker.KvEvents:
+def kv_events_to_wire(events: KvEvents) -> worker.KvEvents:
     return worker.KvEvents(
         sequence=events.sequence,
         cleared=[tier.value for tier in events.cleared],
@@ -20,8 +20,8 @@ def kv_events_to_wire(events: m.KvEvents) -> worker.KvEvents:
     )
 
 
-def kv_events_from_wire(wire: worker.KvEvents) -> m.KvEvents:
-    return m.KvEvents(
+def kv_events_from_wire(wire: worker.KvEvents) -> KvEvents:
+    return KvEvents(
         wire.sequence,
         tuple(enum_from_wire(Tier, tier, "tier") for tier in wire.cleared),
         tuple(_blocks_from_wire(blocks) for blocks in wire.removed),
@@ -30,12 +30,12 @@ def kv_events_from_wire(wire: worker.KvEvents) -> m.KvEvents:
     )
 
 
-def _blocks_to_wire(blocks: m.TierBlocks) -> worker.TierBlocks:
+def _blocks_to_wire(blocks: TierBlocks) -> worker.TierBlocks:
     return worker.TierBlocks(tier=blocks.tier.value, hashes=b"".join(blocks.hashes))
 
 
-def _blocks_from_wire(wire: worker.TierBlocks) -> m.TierBlocks:
-    return m.TierBlocks(enum_from_wire(Tier, wire.tier, "tier"), hashes_from_wire(wire.hashes))
+def _blocks_from_wire(wire: worker.TierBlocks) -> TierBlocks:
+    return TierBlocks(enum_from_wire(Tier, wire.tier, "tier"), hashes_from_wire(wire.hashes))
 
 
 def hashes_from_wire(run: bytes) -> tuple[BlockHash, ...]:

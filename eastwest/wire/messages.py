@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eastwest import messages as m
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
+from eastwest.kv_events import KvEvents
 from eastwest.v1 import worker_pb2 as worker
 from eastwest.wire.kv_events import kv_events_from_wire, kv_events_to_wire
 from eastwest.wire.steps import stepped_from_wire, stepped_to_wire
@@ -77,6 +78,15 @@ def command_to_wire(command: m.Command) -> worker.Command:
         case m.StepBudget():
             budget = worker.StepBudget(prompt_tokens=command.prompt_tokens)
             return worker.Command(step_budget=budget)
+        case m.Erase():
+            return worker.Command(
+                erase=worker.Erase(
+                    salt=command.salt,
+                    session_id=command.session_id,
+                    tokens=command.tokens,
+                    keep_tokens=command.keep_tokens,
+                )
+            )
 
 
 def command_from_wire(wire: worker.Command) -> m.Command:
@@ -129,10 +139,14 @@ def command_from_wire(wire: worker.Command) -> m.Command:
                     f"a step budget is {tokens} prompt tokens; allowed: 1 to {TOKENS_MAX}"
                 )
             return m.StepBudget(tokens)
+        case "erase":
+            erase = wire.erase
+            check_numbers("erase", TOKENS_MAX, erase.keep_tokens)
+            return m.Erase(erase.salt, erase.session_id, tuple(erase.tokens), erase.keep_tokens)
         case _:
             raise InvalidArgument(
                 "a command is empty; allowed: reserve, prefill, abort, heartbeat, resync_kv, "
-                "drain, undrain, dismiss, step_budget"
+                "drain, undrain, dismiss, step_budget, erase"
             )
 
 
@@ -199,7 +213,7 @@ def event_to_wire(event: m.Event) -> worker.Event:
                 **fields,
             )
             return worker.Event(load=load)
-        case m.KvEvents():
+        case KvEvents():
             return worker.Event(kv=kv_events_to_wire(event))
         case m.Drained():
             return worker.Event(

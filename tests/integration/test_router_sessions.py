@@ -52,6 +52,10 @@ class AwayStore:
         self._check()
         return await self._inner.page(tenant, after, limit)
 
+    async def common_tokens(self, record: SessionRecord) -> int:
+        self._check()
+        return await self._inner.common_tokens(record)
+
     async def delete(self, tenant: str, session_id: str) -> None:
         self._check()
         await self._inner.delete(tenant, session_id)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from eastwest.blocks import BlockHash, block_hashes, hash_seed
-from eastwest.messages import KvEvents, ResyncKv
+from eastwest.kv_events import KvEvents
+from eastwest.messages import ResyncKv
 from eastwest.testing.builders import a_worker
 from eastwest.types import Tier
 from engine.block_journal import BlockJournal

@@ -27,18 +27,17 @@ from eastwest.errors import (
     Phase,
     Unavailable,
 )
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.messages import (
     Drained,
     Event,
     Failed,
-    KvEvents,
     Prefill,
     Prefilled,
     Reserve,
     Reserved,
     SequenceOutput,
     Stepped,
-    TierBlocks,
 )
 from eastwest.testing.builders import a_load, a_ticket, a_worker, some_tokens
 from eastwest.types import FinishReason, Liveness, Role, Tier

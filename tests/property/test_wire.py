@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from eastwest import wire
 from eastwest.blocks import HASH_BYTES
 from eastwest.errors import ErrorCode, InvalidArgument, Phase
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.layout import DTYPE_BYTES, KVSpec, ParallelLayout
 from eastwest.messages import (
     Abort,
@@ -22,11 +23,11 @@ from eastwest.messages import (
     Dismiss,
     Drain,
     Drained,
+    Erase,
     Event,
     Failed,
     FirstStep,
     Heartbeat,
-    KvEvents,
     KvLink,
     KvSource,
     Load,
@@ -41,7 +42,6 @@ from eastwest.messages import (
     StepBudget,
     Stepped,
     Ticket,
-    TierBlocks,
     Transport,
     Undrain,
     WorkerInfo,
@@ -102,6 +102,7 @@ COMMANDS = st.one_of(
     st.just(Undrain()),
     st.just(Dismiss()),
     st.builds(StepBudget, st.integers(1, 2**20)),
+    st.builds(Erase, TEXT, TEXT, IDS, TOKENS),
 )
 FINISH = st.none() | st.sampled_from(FinishReason)
 OUTPUT = st.builds(
@@ -211,7 +212,7 @@ def test_4_unknown_values_are_refused() -> None:
 
 
 def test_hashes_that_are_cut_short_are_refused() -> None:
-    with pytest.raises(InvalidArgument, match="take 17 bytes; allowed: a multiple of 16"):
+    with pytest.raises(InvalidArgument, match="take 17 bytes; allowed: a multiple of 24"):
         wire.event_from_wire(
             worker_pb2.Event(kv={"stored": [{"tier": "device", "hashes": bytes(17)}]})
         )

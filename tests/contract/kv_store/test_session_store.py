@@ -121,6 +121,30 @@ class SessionStoreContract(ABC):
         await store.delete(*other)
         assert await store.get(*one) is not None
 
+    async def test_it_tells_with_how_many_tokens_another_session_begins_as_well(
+        self, store: SessionStore
+    ) -> None:
+        first = replace(a_record(session_id="first"), tokens=tuple(range(300)))
+        assert await store.common_tokens(first) == 0
+        await store.put(first)
+        assert await store.common_tokens(first) == 0
+        others = {
+            "none": (7, *range(1, 300)),
+            "some": (*range(40), *range(1000, 1100)),
+            "most": (*range(133), *range(2000, 2300)),
+            "less": tuple(range(70)),
+        }
+        for name, tokens in others.items():
+            await store.put(replace(first, session_id=name, tokens=tokens))
+        await store.put(replace(first, tenant="other"))
+        await store.put(replace(first, session_id="model", fingerprint="another"))
+        assert await store.common_tokens(first) == 133
+        fork = replace(first, session_id="fork", tokens=(*first.tokens, 1))
+        await store.put(fork)
+        assert await store.common_tokens(first) == 300
+        assert await store.common_tokens(fork) == 300
+        assert await store.common_tokens(replace(first, tenant="nobody")) == 0
+
     async def test_closing_twice_is_allowed(self, store: SessionStore) -> None:
         await store.close()
         await store.close()
@@ -159,7 +183,7 @@ class TestRedisSessionStore(SessionStoreContract):
     ) -> None:
         await store.put(a_record(tenant="acme", session_id="s*:[x]"))
         keys = sorted(await all_keys(admin))
-        assert [key[:8] for key in keys] == [b"test:l2:", b"test:s2:"]
+        assert [key[:8] for key in keys] == [b"test:l3:", b"test:s3:"]
         for key in keys:
             assert not any(text in key for text in (b"acme", b"*", b"["))
             assert 0 < await admin.pttl(key) <= TTL_S * 1000
@@ -169,10 +193,10 @@ class TestRedisSessionStore(SessionStoreContract):
     ) -> None:
         for name in "abc":
             await store.put(a_record(session_id=name))
-        await admin.delete(*[key for key in await all_keys(admin) if key.startswith(b"test:s2:")])
+        await admin.delete(*[key for key in await all_keys(admin) if key.startswith(b"test:s3:")])
         await store.put(a_record(session_id="c"))
         assert [s.session_id for s in await store.page("tenant", "", 2)] == ["c"]
-        (listing,) = [key for key in await all_keys(admin) if key.startswith(b"test:l2:")]
+        (listing,) = [key for key in await all_keys(admin) if key.startswith(b"test:l3:")]
         assert await admin.hkeys(listing) == [b"c"]
 
     async def test_more_are_listed_than_the_server_tells_at_once(
@@ -210,5 +234,5 @@ class TestRedisSessionStore(SessionStoreContract):
 
 async def _session_key(admin: Redis) -> bytes:
     """Of the one session that is stored."""
-    (key,) = [key for key in await all_keys(admin) if key.startswith(b"test:s2:")]
+    (key,) = [key for key in await all_keys(admin) if key.startswith(b"test:s3:")]
     return key

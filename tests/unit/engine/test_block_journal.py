@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from eastwest.blocks import HASH_BYTES, BlockHash
-from eastwest.messages import KvEvents, TierBlocks
+from eastwest.kv_events import KvEvents, TierBlocks
 from eastwest.types import Tier
 from engine.block_journal import HASHES_MAX, BlockJournal
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eastwest.clock import SystemClock
-from kv_store.sessions import MemorySessionStore
+from kv_store.sessions import MemorySessionStore, SessionRecord
 from router.chat_template import load_chat_template
 from router.conversations import Conversations
 from router.session_book import SessionBook
@@ -22,10 +22,15 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Conversations:
     directory: Path = tmp_path_factory.mktemp("model")
     write_tokenizer(directory)
     clock = SystemClock()
+
+    async def erase(record: SessionRecord) -> None:
+        raise AssertionError("nothing is deleted here")
+
     return Conversations(
         load_tokenizer(directory),
         load_chat_template(directory, clock),
         SessionBook(None, MemorySessionStore(1, 1.0, clock)),
+        erase,
         clock,
     )
 

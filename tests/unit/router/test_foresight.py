@@ -12,7 +12,8 @@ from eastwest.blocks import block_hashes, hash_seed
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
 from eastwest.errors import Overloaded, Phase, TooLarge
-from eastwest.messages import KvEvents, Prefilled, Reserved, TierBlocks, WorkerInfo
+from eastwest.kv_events import KvEvents, TierBlocks
+from eastwest.messages import Prefilled, Reserved, WorkerInfo
 from eastwest.testing.builders import a_model, a_ticket, a_worker, some_tokens
 from eastwest.types import FinishReason, Role, Slo, Tier
 from router.requests import Request

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from eastwest.blocks import block_hashes, hash_seed
 from eastwest.config import RouterConfig
-from eastwest.messages import KvEvents, Prefilled, Reserve, Reserved, ResyncKv, TierBlocks
+from eastwest.kv_events import KvEvents, TierBlocks
+from eastwest.messages import Prefilled, Reserve, Reserved, ResyncKv
 from eastwest.testing.builders import a_load, a_model, a_ticket, a_worker, some_tokens
 from eastwest.types import Role, Tier
 from router.fleet import Worker

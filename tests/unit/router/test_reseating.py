@@ -7,7 +7,8 @@ import pytest
 from eastwest.blocks import block_hashes, hash_seed
 from eastwest.clock import ns
 from eastwest.config import RouterConfig
-from eastwest.messages import Abort, KvEvents, Reserve, TierBlocks, WorkerInfo
+from eastwest.kv_events import KvEvents, TierBlocks
+from eastwest.messages import Abort, Reserve, WorkerInfo
 from eastwest.testing.builders import a_model, a_worker
 from eastwest.types import Role, Tier
 from router.pace import NominalCosts

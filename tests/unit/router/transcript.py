@@ -41,6 +41,7 @@ from eastwest.messages import (
     Dismiss,
     Drain,
     Drained,
+    Erase,
     Event,
     Failed,
     FirstStep,
@@ -299,6 +300,8 @@ def _describe_command(command: Command) -> str:
             return "dismiss"
         case StepBudget():
             return f"spend {command.prompt_tokens} on prompts"
+        case Erase():
+            return f"erase {command.session_id}"
 
 
 def _after(command: Reserve | Prefill) -> str:
