@@ -161,7 +161,9 @@ async def _survey(config: ConfigPath, settings: Settings) -> AsyncIterator[Surve
             "store.url is not set; allowed: the URL of a server, for an embedded one ends with the "
             "process that started it"
         )
-    async with surveying(store.url, store.namespace, _TIMEOUT_S, store.timeout_s) as survey:
+    async with surveying(
+        store.url, store.namespace, _TIMEOUT_S, store.timeout_s, store.password_file
+    ) as survey:
         yield survey
 
 

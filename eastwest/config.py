@@ -137,9 +137,10 @@ class StoreConfig(Section):
     enabled: bool = True
     url: str | None = Field(
         None,
-        description="redis://, rediss:// or unix:// URL; none: an embedded Valkey on a private "
-        "socket, gone with the process",
+        description="redis://, redis+cluster://, redis+sentinel:// or unix:// URL (rediss for "
+        "TLS); none: an embedded Valkey on a private socket, gone with the process",
     )
+    password_file: Path | None = Field(None, description="holds the password instead of the URL")
     namespace: str = Field("eastwest", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     ttl_s: Seconds = Field(86400.0, description="life of stored KV since its last use")
     session_ttl_s: Seconds = Field(7 * 86400.0, description="life of a session's tokens")
@@ -148,10 +149,7 @@ class StoreConfig(Section):
         2 << 30, ge=1 << 20, description="limit of the embedded server; it evicts beyond it"
     )
     budget_bytes: int | None = Field(
-        None,
-        ge=1,
-        description="most bytes of KV in the store, beyond which those leave that whoever "
-        "has most has not used for longest; none: nine tenths of an embedded server, else no limit",
+        None, ge=1, description="most bytes of KV; none: nine tenths of an embedded server's memory"
     )
     tenant_share: float = Field(
         1.0, gt=0.0, le=1.0, description="of the budget, most that one tenant has"

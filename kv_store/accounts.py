@@ -30,7 +30,7 @@ from eastwest.errors import StoreUnavailable
 from kv_store.codec import DIGEST_BYTES, BlockForm
 from kv_store.guard import raise_refusal
 from kv_store.keys import accounts_prefix
-from kv_store.pipe import Pipe
+from kv_store.pipe import AnyPipe
 from kv_store.resp import Command, Reply
 
 # What an account says of a block: its form, bytes and parts, then its name.
@@ -186,7 +186,7 @@ class Accounts:
         self._ttl_ms = b"%d" % ttl_ms
         self._quotas = quotas
 
-    async def charge(self, pipe: Pipe, names: Sequence[BlockHash]) -> list[Charged]:
+    async def charge(self, pipe: AnyPipe, names: Sequence[BlockHash]) -> list[Charged]:
         """Put blocks on their owners' accounts. Returns those that have to leave, some of `names`
         perhaps; see `gone`."""
         quotas, commands = self._quotas, []
@@ -197,13 +197,13 @@ class Accounts:
         replies = await self._ask(pipe, commands)
         return [block for reply in replies for block in _all_charged(reply)]
 
-    async def gone(self, pipe: Pipe, left: Sequence[Charged]) -> None:
+    async def gone(self, pipe: AnyPipe, left: Sequence[Charged]) -> None:
         """The keys of blocks that had to leave are gone as well."""
         if left:
             members = (block.member for block in left)
             await self._ask(pipe, [Command((b"ZREM", self._base + b"doomed", *members))])
 
-    async def renew(self, pipe: Pipe, names: Sequence[BlockHash]) -> list[BlockHash]:
+    async def renew(self, pipe: AnyPipe, names: Sequence[BlockHash]) -> list[BlockHash]:
         """Blocks have their full time to live again. Returns those that are not charged."""
         replies = await self._ask(pipe, [
             self._script(_RENEW, owner, self._ttl_ms, *members)
@@ -211,7 +211,7 @@ class Accounts:
         ])  # fmt: skip
         return [block.name for reply in replies for block in _all_charged(reply)]
 
-    async def discharge(self, pipe: Pipe, names: Sequence[BlockHash]) -> None:
+    async def discharge(self, pipe: AnyPipe, names: Sequence[BlockHash]) -> None:
         """Blocks are not stored any more, or never were. Idempotent."""
         await self._ask(pipe, [
             self._script(DISCHARGE, owner, *members) for owner, members in self._by_owner(names)
@@ -224,7 +224,7 @@ class Accounts:
     def _script(self, script: bytes, *arguments: bytes) -> Command:
         return Command((b"EVAL", script, b"1", self._base, *arguments))
 
-    async def _ask(self, pipe: Pipe, commands: list[Command]) -> list[Reply]:
+    async def _ask(self, pipe: AnyPipe, commands: list[Command]) -> list[Reply]:
         replies = await pipe.request(commands, MEMBER_BYTES) if commands else []
         raise_refusal(replies)
         return replies

@@ -15,8 +15,8 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from typing import cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol, cast
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -26,6 +26,27 @@ MakeConnection = Callable[[], AbstractConnection]
 
 TURN_BYTES = 1 << 20  # sent or received before other tasks get their turn, about
 SEND_BUFFER_BYTES = 1 << 20  # asked for; the kernel may grant less
+
+
+class AnyPipe(Protocol):
+    """To a server, or to all nodes of a Cluster."""
+
+    @property
+    def refused(self) -> bool:
+        """See `Pipe`."""
+
+    async def request(self, commands: Iterable[Command], value_max: int = 0) -> list[Reply]:
+        """See `Pipe`."""
+
+
+class AnyPipes(Protocol):
+    """What gives such."""
+
+    def borrow(self) -> AbstractAsyncContextManager[AnyPipe]:
+        """See `Pipes`."""
+
+    async def close(self) -> None:
+        """See `Pipes`."""
 
 
 class Pipe(asyncio.BufferedProtocol):
@@ -69,6 +90,11 @@ class Pipe(asyncio.BufferedProtocol):
     def refused(self) -> bool:
         """Whether a reply to the request that is under way is an error already."""
         return self._reader.refused
+
+    @property
+    def demoted(self) -> bool:
+        """Whether the server has said that it only reads: it was the master once."""
+        return self._reader.demoted
 
     async def request(self, commands: Iterable[Command], value_max: int = 0) -> list[Reply]:
         """Send all `commands`, then return all their replies. Memory behind them is not copied:
@@ -194,7 +220,10 @@ class Pipes:
             try:
                 yield pipe
             finally:
-                if pipe.idle and not self._closed:
+                if pipe.demoted:
+                    # Another server has taken its place: who connects anew finds that one.
+                    await self._drop_idle()
+                if pipe.idle and not (self._closed or pipe.demoted):
                     self._idle.append(pipe)
                 else:
                     await pipe.close()
@@ -202,6 +231,9 @@ class Pipes:
     async def close(self) -> None:
         """Close idle pipes now and borrowed ones when they come back. Idempotent."""
         self._closed = True
+        await self._drop_idle()
+
+    async def _drop_idle(self) -> None:
         while self._idle:
             await self._idle.pop().close()
 

@@ -19,7 +19,7 @@ from blake3 import blake3
 from eastwest.errors import CorruptData, StoreUnavailable
 from eastwest.ports import Buffer
 from kv_store.guard import Guard, StoreCounters, raise_refusal
-from kv_store.pipe import Pipes
+from kv_store.pipe import AnyPipes
 from kv_store.resp import Command, Reply
 from kv_store.sessions import (
     SESSION_BYTES_MAX,
@@ -62,7 +62,7 @@ class RedisSessionStore:
 
     def __init__(
         self,
-        pipes: Pipes,
+        pipes: AnyPipes,
         guard: Guard,
         counters: StoreCounters,
         namespace: str,

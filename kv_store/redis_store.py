@@ -28,7 +28,7 @@ from kv_store.codec import (
 )
 from kv_store.guard import Guard, StoreCounters, raise_refusal
 from kv_store.keys import MANIFEST, block_stem, blocks_prefix
-from kv_store.pipe import Pipe, Pipes
+from kv_store.pipe import AnyPipe, AnyPipes
 from kv_store.resp import Command, Landed, Reply, ReplyError
 
 RUN_BYTES = 8 << 20  # of values under way on one connection
@@ -48,7 +48,7 @@ class RedisBlockStore:
 
     def __init__(
         self,
-        pipes: Pipes,
+        pipes: AnyPipes,
         guard: Guard,
         counters: StoreCounters,
         form: BlockForm,
@@ -134,7 +134,7 @@ class RedisBlockStore:
         """See the port."""
         await self._pipes.close()
 
-    async def _write_run(self, pipe: Pipe, run: Sequence[tuple[BlockHash, Buffer]]) -> int:
+    async def _write_run(self, pipe: AnyPipe, run: Sequence[tuple[BlockHash, Buffer]]) -> int:
         """Bytes that are new."""
         leaving = await self._accounts.charge(pipe, [name for name, _ in run])
         if leaving:
@@ -153,18 +153,18 @@ class RedisBlockStore:
             await self._unlink(pipe, others_came)
         return stored.count(False) * self._form.block_bytes
 
-    async def _evict(self, pipe: Pipe, leaving: Sequence[Charged]) -> None:
+    async def _evict(self, pipe: AnyPipe, leaving: Sequence[Charged]) -> None:
         keys = (self._keys(block.name, block.form, block.parts) for block in leaving)
         raise_refusal(await pipe.request([Command((b"UNLINK", *names)) for names in keys]))
         await self._accounts.gone(pipe, leaving)
         self.counters.evicted += len(leaving)
 
-    async def _unlink(self, pipe: Pipe, names: Sequence[BlockHash]) -> None:
+    async def _unlink(self, pipe: AnyPipe, names: Sequence[BlockHash]) -> None:
         commands = [Command((b"UNLINK", *self._keys(name))) for name in names]
         raise_refusal(await pipe.request(commands))
         await self._accounts.discharge(pipe, names)
 
-    async def _stored(self, pipe: Pipe, names: Sequence[BlockHash]) -> list[bool]:
+    async def _stored(self, pipe: AnyPipe, names: Sequence[BlockHash]) -> list[bool]:
         """Which of the blocks are complete, as far as can be told without reading them."""
         commands = []
         for name in names:
@@ -191,7 +191,7 @@ class RedisBlockStore:
         return True
 
     async def _read_run(
-        self, pipe: Pipe, run: Sequence[tuple[BlockHash, memoryview]]
+        self, pipe: AnyPipe, run: Sequence[tuple[BlockHash, memoryview]]
     ) -> list[Buffer]:
         """The intact blocks at the head of the run, each received in its place."""
         commands = [command for name, place in run for command in self._get(name, place)]
@@ -236,7 +236,7 @@ class RedisBlockStore:
         ]
 
     def _puts(
-        self, pipe: Pipe, run: Sequence[tuple[BlockHash, Buffer]], stored: Sequence[bool]
+        self, pipe: AnyPipe, run: Sequence[tuple[BlockHash, Buffer]], stored: Sequence[bool]
     ) -> Iterator[Command]:
         """Drawn from while earlier blocks are on their way; ends early once one is refused."""
         for (name, payload), known in zip(run, stored, strict=True):

@@ -101,6 +101,7 @@ class ReplyReader:
         self._value_max = 0
         self.replies: list[Reply] = []
         self.refused = False  # one of them is an error
+        self.demoted = False  # one has been that the server only reads
 
     @property
     def done(self) -> bool:
@@ -173,6 +174,7 @@ class ReplyReader:
             self._begin_array(_number(text))
         elif kind == _ERROR:
             self.refused = True
+            self.demoted = self.demoted or text.startswith(b"READONLY")
             self._emit(ReplyError(text.decode("utf-8", "replace")))
         else:
             raise ProtocolViolation(f"a reply of unknown kind {chr(kind)!r}")

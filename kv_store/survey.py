@@ -12,17 +12,18 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError
 from xxhash import xxh3_64_intdigest
 
 from eastwest.errors import ConfigError, CorruptData, Incompatible, StoreUnavailable
 from kv_store.accounts import Charged, member_of
+from kv_store.address import StoreAddress
 from kv_store.books import Books, OwnerUse
 from kv_store.codec import DIGEST_BYTES, Manifest, read_manifest
-from kv_store.connect import connections_to
 from kv_store.keys import (
     MANIFEST,
     account_owner,
@@ -138,7 +139,7 @@ class Survey:
     """Of one namespace; use `surveying`. Raises `StoreUnavailable` where the server does not
     answer."""
 
-    def __init__(self, client: Redis, namespace: str, write_s: float) -> None:
+    def __init__(self, client: Redis | RedisCluster, namespace: str, write_s: float) -> None:
         self._client = client
         self._write_s = write_s
         self._namespace = namespace.encode()
@@ -337,12 +338,11 @@ class _Keys:
 
 @asynccontextmanager
 async def surveying(
-    url: str, namespace: str, timeout_s: float, write_s: float
+    url: str, namespace: str, timeout_s: float, write_s: float, password_file: Path | None = None
 ) -> AsyncIterator[Survey]:
     """A survey over a connection of its own. write_s: the writers' `store.timeout_s`. Raises
     `ConfigError` for a URL that cannot be used."""
-    connections_to(url)
-    client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    client = StoreAddress.parse(url, password_file).client(timeout_s)
     try:
         yield Survey(client, namespace, write_s)
     finally:

@@ -36,7 +36,9 @@ async def sweep_regularly(config: StoreConfig, url: str) -> None:
     while True:
         await asyncio.sleep(config.sweep_s)
         try:
-            async with surveying(url, config.namespace, _ANSWER_S, config.timeout_s) as survey:
+            async with surveying(
+                url, config.namespace, _ANSWER_S, config.timeout_s, config.password_file
+            ) as survey:
                 if await survey.claim(config.sweep_s):
                     swept = await survey.sweep()
                     log.info(

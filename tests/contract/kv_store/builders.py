@@ -15,12 +15,11 @@ from eastwest.clock import Clock, SystemClock, ns
 from eastwest.layout import KVSpec
 from eastwest.ports import Buffer
 from kv_store.accounts import Quotas
+from kv_store.address import StoreAddress
 from kv_store.circuit import Circuit
 from kv_store.codec import FORMAT_VERSION, BlockForm, form_of
-from kv_store.connect import connections_to
 from kv_store.guard import Guard, StoreCounters
 from kv_store.keys import block_stem
-from kv_store.pipe import Pipes
 from kv_store.redis_sessions import RedisSessionStore
 from kv_store.redis_store import RedisBlockStore
 from kv_store.sessions import SessionRecord
@@ -61,7 +60,7 @@ def a_block_store(
 ) -> RedisBlockStore:
     counters = StoreCounters()
     guard = Guard(Circuit(1.0, Random(0)), clock or SystemClock(), timeout_s, counters)
-    pipes = Pipes(connections_to(url), 2)
+    pipes = StoreAddress.parse(url).pipes(2)
     return RedisBlockStore(pipes, guard, counters, form, namespace, ttl_s, quotas or Quotas())
 
 
@@ -70,7 +69,7 @@ def a_session_store(
 ) -> RedisSessionStore:
     counters = StoreCounters()
     guard = Guard(Circuit(1.0, Random(0)), clock or SystemClock(), timeout_s, counters)
-    pipes = Pipes(connections_to(url), 2)
+    pipes = StoreAddress.parse(url).pipes(2)
     return RedisSessionStore(pipes, guard, counters, "test", TTL_S)
 
 

@@ -13,11 +13,16 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from eastwest.clock import SystemClock
+from eastwest.config import StoreConfig
 from eastwest.errors import StoreUnavailable
 from kv_store.codec import BlockForm
+from kv_store.connect import open_block_store
 from kv_store.embedded import EmbeddedValkey
+from kv_store.survey import surveying
 from tests.contract.kv_store.builders import (
     BLOCK_TOKENS,
+    SPEC,
     THREE_PARTS,
     a_block_store,
     a_chain,
@@ -114,3 +119,37 @@ async def test_an_unknown_certificate_is_refused(tls_port: int) -> None:
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         await store.match(names_of(a_chain(1)))
     await store.close()
+
+
+async def test_a_password_may_stand_in_a_file_and_change(
+    own_server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    path = tmp_path / "password"
+    config = StoreConfig(password_file=path, timeout_s=30.0, retry_after_s=0.01)
+    store = open_block_store(config, own_server.url, SPEC, BLOCK_TOKENS, "model", SystemClock())
+    names = names_of(a_chain(1))
+    with pytest.raises(StoreUnavailable, match="password_file cannot be read"):
+        await store.match(names)
+    async with Redis.from_url(own_server.url) as admin:
+        for password in ("hunter2", "hunter3"):
+            path.write_text(password + "\n")
+            await admin.config_set("requirepass", password)
+            await store.close()
+            store = open_block_store(
+                config, own_server.url, SPEC, BLOCK_TOKENS, "model", SystemClock()
+            )
+            assert await store.match(names) == 0
+    await store.close()
+
+
+async def test_a_user_with_few_rights_is_enough(own_server: EmbeddedValkey) -> None:
+    async with Redis.from_url(own_server.url) as admin:
+        await admin.acl_setuser(
+            "eastwest", enabled=True, passwords=["+pw"], keys=["test:*"],
+            categories=["+@all", "-@dangerous", "-@admin"], commands=["+info"],
+        )  # fmt: skip
+    url = own_server.url.replace("unix://", "unix://eastwest:pw@")
+    await assert_it_serves(url)
+    async with surveying(url, "test", 30.0, 0.0) as survey:
+        assert (await survey.usage()).payload > 0
+        assert (await survey.sweep()).keys == 0
