@@ -122,6 +122,23 @@ def split(
         console.print(f"wrote {json_path}", markup=False, soft_wrap=True)
 
 
+@bench_app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(help="What 'bench split --json' has written.")],
+    after: Annotated[Path, typer.Argument(help="The same, of another sweep.")],
+    fail_if_worse: Annotated[
+        bool, typer.Option(help="Exit with 1 where a split is worse by more than noise.")
+    ] = False,
+) -> None:
+    """Set two sweeps side by side: which splits serve more or less than before, beyond noise."""
+    from bench.split.compare import Change, compare, comparison, read_sweep
+
+    one, other = read_sweep(before), read_sweep(after)
+    console.print(comparison(one, other))
+    if fail_if_worse and any(c.change is Change.WORSE for c in compare(one, other)):
+        raise SystemExit(1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """What was found of what. devices: of all workers together, None where that is not known.
