@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bench.split.points import Point
     from bench.split.splits import Split
     from bench.split.sweep import Found, Rules
+    from bench.split.written import Sweep
     from planner.cost import CostModel
 
 # A run lasts at least so long, and so many times the target of the first token, so that a queue
@@ -70,6 +72,7 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Keeps what is measured; a broken-off sweep goes on.")
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers.")]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write an interactive page.")]
 RayAddress = Annotated[str | None, typer.Option(help="Live: a Ray cluster instead of a local one.")]
 
 
@@ -98,13 +101,15 @@ def split(
     within: Within = 0.1,
     journal: JournalFile = None,
     json_path: JsonFile = None,
+    html_path: HtmlFile = None,
     config: ConfigPath = None,
     settings: Settings = None,
     ray_address: RayAddress = None,
 ) -> None:
     """Find the requests/s that each split serves within the targets, and say which is best."""
-    from bench.split.report import breakdown, table, write_json
+    from bench.split.report import as_tree, breakdown, table
     from bench.split.sweep import Rules
+    from bench.split.written import Sweep
 
     _check(share, requests, seeds, within)
     slo = Slo(duration_s(ttft, "--ttft", 1e-3, 3600.0), duration_s(tpot, "--tpot", 1e-4, 10.0))
@@ -116,10 +121,33 @@ def split(
         told = sweep.simulated(*_devices(simulate), model, tp, splits)
     console.print(table(told.found, told.title, told.devices, told.planned))
     console.print(breakdown(told.found))
+    tree = as_tree(told.found, told.measured, told.devices, told.planned)
     if json_path is not None:
         with writing(json_path):
-            write_json(json_path, told.found, told.measured, told.devices, told.planned)
+            json_path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {json_path}", markup=False, soft_wrap=True)
+    if html_path is not None:
+        _write_page(Sweep.model_validate_json(json.dumps(tree)), told.title, html_path)
+
+
+@bench_app.command()
+def report(
+    sweep: Annotated[Path, typer.Argument(help="What 'bench split --json' has written.")],
+    html_path: Annotated[Path, typer.Option("--html", help="Where to write the page.")],
+) -> None:
+    """Make the interactive page of a sweep that was written."""
+    from bench.split.written import read_sweep
+
+    _write_page(read_sweep(sweep), str(sweep), html_path)
+
+
+def _write_page(sweep: Sweep, title: str, path: Path) -> None:
+    from deploy.split_report import html
+
+    page = html(sweep, title)
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
+    console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 @bench_app.command("compare")
@@ -131,7 +159,8 @@ def compare_command(
     ] = False,
 ) -> None:
     """Set two sweeps side by side: which splits serve more or less than before, beyond noise."""
-    from bench.split.compare import Change, compare, comparison, read_sweep
+    from bench.split.compare import Change, compare, comparison
+    from bench.split.written import read_sweep
 
     one, other = read_sweep(before), read_sweep(after)
     console.print(comparison(one, other))

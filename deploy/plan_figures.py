@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from deploy.page import Figure, axes
 from deploy.plan_looks import (
     CHOSEN,
     GREY,
@@ -31,7 +32,6 @@ from planner.quantity import seconds_text
 from planner.split import Split
 from planner.steps import PoolStep, Roof, roofs, typical_steps
 
-Figure = dict[str, Any]
 _HOVER_WIDTH = 44
 _LABEL_WIDTH = 16
 # A part's share of a step from which on there is room for its name.
@@ -69,7 +69,7 @@ def frontier(plan: Plan) -> Figure:
         },
     }  # fmt: skip
     target = plan.question.targets.tpot_s
-    layout = _layout(
+    layout = axes(
         f"tokens/s/user (1 / TPOT at {percentile(plan.question)})", "tokens/s/GPU (all pools)"
     )
     layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
@@ -117,7 +117,7 @@ def roofline(tops: tuple[Roof, ...], steps: tuple[PoolStep, ...]) -> Figure:
     traces = [trace for roof in tops for trace in _roof_traces(roof, low, high)]
     allowing = max((r for r in tops if r.used), key=lambda r: r.flops_per_s, default=tops[0])
     traces += [_step_point(step, allowing) for step in steps]
-    layout = _layout("arithmetic intensity (FLOP/byte)", "TFLOP/s of one GPU")
+    layout = axes("arithmetic intensity (FLOP/byte)", "TFLOP/s of one GPU")
     for axis in ("xaxis", "yaxis"):
         layout[axis] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     layout["xaxis"]["range"] = [math.log10(low), math.log10(high)]
@@ -196,7 +196,7 @@ def step_parts(steps: tuple[PoolStep, ...]) -> Figure:
         _label(f"{step_title(step)}, {seconds_text(step.cost.seconds)}", _LABEL_WIDTH)
         for step in steps
     ]
-    layout = _layout("share of the step's time (%)", "")
+    layout = axes("share of the step's time (%)", "")
     layout |= {
         "barmode": "stack",
         "bargap": 0.35,
@@ -260,7 +260,7 @@ def sensitivity(plan: Plan) -> Figure:
     texts = [short(plan.best), *map(outcome, plan.changes)]
     words = [_split_words(plan, plan.best)]
     words += [outcome(c) if c.best is None else _split_words(plan, c.best) for c in plan.changes]
-    layout = _layout("requests/s within the targets", "")
+    layout = axes("requests/s within the targets", "")
     layout |= {"barmode": "group", "bargap": 0.3}
     layout["yaxis"] |= {"autorange": "reversed", "ticklabelstandoff": 8}
     layout["shapes"] = [
@@ -301,17 +301,6 @@ def _rates(
         "insidetextfont": {"color": ink},
         "cliponaxis": False,
         "marker": {"color": colour},
-    }
-
-
-def _layout(x: str, y: str) -> Figure:
-    """Axes with their titles, legend on top, and margins that grow with the labels."""
-    return {
-        "xaxis": {"title": {"text": x, "standoff": 12}, "automargin": True},
-        "yaxis": {"title": {"text": y, "standoff": 8}, "automargin": True},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
-        "hoverlabel": {"align": "left"},
     }
 
 

@@ -5,19 +5,14 @@ What draws is imported where it is used: the command line works without the `pla
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from typing import Any
 
 from deploy import plan_looks as looks
+from deploy.page import render, required
 from deploy.plan_figures import figures
 from deploy.writing import writing
-from eastwest.errors import ConfigError
 from planner.advice import describe
 from planner.planning import LEVEL, Plan
 from planner.quantity import seconds_text
@@ -38,7 +33,7 @@ def write_png(plan: Plan, path: Path) -> None:
 
     Raises `ConfigError` where matplotlib is not installed, or `path` cannot be written.
     """
-    _required("matplotlib", "the picture of a plan")
+    required("matplotlib", "the picture of a plan")
     from deploy.plan_picture import picture
 
     png = picture(plan)
@@ -48,30 +43,8 @@ def write_png(plan: Plan, path: Path) -> None:
 
 def html(plan: Plan) -> str:
     """The report's page. Raises `ConfigError` where plotly is not installed."""
-    plotly_js: str = _required("plotly.offline", "the HTML report of a plan").get_plotlyjs()
     drawn = figures(plan)
-    page = _environment().from_string(
-        files("deploy").joinpath("plan_report.html.j2").read_text(encoding="utf-8")
-    )
-    return page.render(
-        plan=plan,
-        q=plan.question,
-        best=plan.best,
-        needs=plan.needs,
-        at=looks.percentile(plan.question),
-        level=looks.share(LEVEL),
-        figures=_inline(drawn),
-        step_count=len(drawn["steps"]["data"][0]["y"]),
-        plotly_js=Markup(plotly_js),
-    )
-
-
-def _environment() -> Environment:
-    """Where the page is rendered: text is escaped, and a name that is absent is an error."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "number": looks.number,
         "seconds": seconds_text,
         "share": looks.share,
@@ -81,20 +54,9 @@ def _environment() -> Environment:
         "lengths": looks.lengths,
         "targets": looks.targets,
     }
-    return environment
-
-
-def _inline(tree: object) -> Markup:
-    """JSON that no HTML parser takes for the end of its script."""
-    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c"))
-
-
-def _required(module: str, what: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        name = module.split(".", maxsplit=1)[0]
-        raise ConfigError(
-            f"{what} needs {name}, which is not installed: pip install 'eastwest[plan]'"
-        ) from error
+    return render(
+        "plan_report.html.j2", "the HTML report of a plan", drawn, filters,
+        plan=plan, q=plan.question, best=plan.best, needs=plan.needs,
+        at=looks.percentile(plan.question), level=looks.share(LEVEL),
+        step_count=len(drawn["steps"]["data"][0]["y"]),
+    )  # fmt: skip

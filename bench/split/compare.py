@@ -10,45 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bench.split.points import Point
-from bench.split.report import VERSION
-from eastwest.errors import ConfigError
-
-
-class SweptSplit(BaseModel):
-    """One split of a sweep that was written; see `docs/split.md`."""
-
-    split: str
-    goodput_by_seed: tuple[float, ...]
-    points: tuple[dict[str, Any], ...]
-
-    def runs(self) -> dict[tuple[float, int], Point]:
-        """By rate and seed."""
-        points = (_POINT.validate_python(_without_interval(point)) for point in self.points)
-        return {(point.rate, point.seed): point for point in points}
-
-
-class Sweep(BaseModel):
-    """A sweep that was written."""
-
-    format: Literal["eastwest split"]
-    version: Literal[1]
-    measured: dict[str, Any]
-    splits: tuple[SweptSplit, ...]
-
-    @property
-    def within(self) -> float:
-        """The factor to which rates were found."""
-        within = self.measured.get("within")
-        return float(within) if isinstance(within, int | float) and within >= 1 else 1.0
+from bench.split.written import Sweep, SweptSplit
 
 
 class Change(enum.StrEnum):
@@ -71,30 +40,6 @@ class Compared:
     after: float | None
     change: Change
     same: tuple[Point, Point] | None = None
-
-
-_POINT = TypeAdapter(Point)
-
-
-def read_sweep(path: Path) -> Sweep:
-    """Raises `ConfigError` where the file is none of ours, or of another version."""
-    assert VERSION == 1
-    try:
-        sweep = Sweep.model_validate_json(path.read_bytes())
-        for split in sweep.splits:
-            if not split.goodput_by_seed:
-                raise ConfigError(f"{path}: split {split.split!r} has no goodput")
-            split.runs()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise ConfigError(
-            f"{path} is no sweep: {where}: {first['msg']}; allowed: what 'eastwest bench split "
-            f"--json' writes, version {VERSION}"
-        ) from error
-    return sweep
 
 
 def compare(before: Sweep, after: Sweep) -> list[Compared]:
@@ -165,11 +110,7 @@ def _same(one: SweptSplit, other: SweptSplit) -> tuple[Point, Point] | None:
 
 
 def _mean(split: SweptSplit | None) -> float | None:
-    return None if split is None else sum(split.goodput_by_seed) / len(split.goodput_by_seed)
-
-
-def _without_interval(point: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in point.items() if name != "attained_interval"}
+    return None if split is None else split.goodput
 
 
 def _rate(value: float | None) -> str:

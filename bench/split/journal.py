@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.split.points import Point
 from eastwest.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 _POINT = TypeAdapter(Point)
 
 

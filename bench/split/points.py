@@ -13,7 +13,8 @@ from eastwest.types import Slo
 # Of the requests, in order of arrival, those before this share warm the system up.
 WARM_UP = 0.1
 PARTS = ("admission", "queue", "reservation", "prefill", "delivery")
-PERCENTILES = (0.5, 0.9, 0.99)
+PERCENTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+MEDIAN = PERCENTILES.index(0.5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.split.points import PARTS, PERCENTILES
+from bench.split.points import MEDIAN, PARTS, PERCENTILES
 from bench.split.sweep import Found
 from bench.split.verdict import bottleneck, verdict
-
-VERSION = 1
+from bench.split.written import VERSION
 
 
 def table(
@@ -66,16 +63,15 @@ def breakdown(found: Sequence[Found]) -> RenderableType:
     return rows
 
 
-def write_json(
-    path: Path,
+def as_tree(
     found: Sequence[Found],
     measured: Mapping[str, Any],
     devices: int | None,
     planned: Mapping[str, float],
-) -> None:
-    """Everything: what was measured, the verdict, and every point."""
+) -> dict[str, Any]:
+    """Everything, as it is written: what was measured, the verdict, and every point."""
     told = verdict(found)
-    tree = {
+    return {
         "format": "eastwest split",
         "version": VERSION,
         "measured": dict(measured),
@@ -100,7 +96,6 @@ def write_json(
             for f in found
         ],
     }
-    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
 def _busy(busy: Mapping[str, float]) -> str:
@@ -108,8 +103,8 @@ def _busy(busy: Mapping[str, float]) -> str:
 
 
 def _two(percentiles: Sequence[float]) -> str:
-    """The first and the last, in one unit."""
-    low, high = percentiles[0], percentiles[-1]
+    """The median and the last, in one unit."""
+    low, high = percentiles[MEDIAN], percentiles[-1]
     if high < 1.0:
         return f"{low * 1e3:,.1f}, {high * 1e3:,.1f} ms"
     return f"{low:,.2f}, {high:,.2f} s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.split.points import PARTS, Point
+from bench.split.points import PARTS, PERCENTILES, Point
 from bench.split.splits import Split
 from bench.split.sweep import Found
 
@@ -58,7 +58,7 @@ def bottleneck(point: Point | None, split: Split) -> str:
     if point is None or not (point.missed_ttft or point.missed_tpot):
         return ""
     if point.missed_tpot > point.missed_ttft:
-        gap_s = max(point.tpot_s[1], 1e-9)
+        gap_s = max(point.tpot_s[PERCENTILES.index(0.9)], 1e-9)
         # Exposed transfer comes once; it is the link where it is most of a late second token.
         if point.exposed_s > 10 * gap_s:
             return "link"
