@@ -78,7 +78,7 @@ async def ingest(
             async with turn:
                 try:
                     # Otherwise it would be appended to itself.
-                    await sessions.delete(document.session)
+                    await sessions.delete(document.session, keep_kv=True)
                     done = await _ask(client, document, chat=chat)
                 except EastWestError as error:
                     raise error_from(error.code, f"{document.path}: {error.message}") from error

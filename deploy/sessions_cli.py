@@ -61,7 +61,7 @@ def fork(
 
 @sessions_app.command()
 def delete(session: SessionName, address: Address = DEFAULT_ADDRESS, tenant: Tenant = "") -> None:
-    """Forget a session's tokens and messages."""
+    """Forget a session's tokens and messages, and erase its KV."""
 
     async def call() -> None:
         async with SessionsClient(address, tenant=tenant) as client:

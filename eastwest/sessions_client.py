@@ -90,10 +90,11 @@ class SessionsClient:
             )
         )
 
-    async def delete(self, session_id: str) -> bool:
-        """Forget a session; False where there was none. `Overloaded` while a request uses it."""
+    async def delete(self, session_id: str, *, keep_kv: bool = False) -> bool:
+        """Forget a session, and erase its KV unless that is kept; False where there was none.
+        `Overloaded` while a request uses it."""
         answer: sessions.DeleteSessionResponse = await self._ask(
-            self._stub.Delete, sessions.DeleteSessionRequest, id=session_id
+            self._stub.Delete, sessions.DeleteSessionRequest, id=session_id, keep_kv=keep_kv
         )
         return answer.found
 

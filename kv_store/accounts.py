@@ -37,6 +37,7 @@ from kv_store.resp import Command, Reply
 _MEMBER = struct.Struct(f">{DIGEST_BYTES}sIH")
 MEMBER_BYTES = _MEMBER.size + HASH_BYTES
 # A full server has to let accounts be brought up to date: they are what makes room.
+# What the server has evicted of the accounts begins anew, with a time to live.
 LIBRARY = b"""#!lua flags=allow-oom
 local base, time = KEYS[1], redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
@@ -44,16 +45,22 @@ local used, due, doomed = base .. 'used', base .. 'due', base .. 'doomed'
 local function account(owner) return base .. 't:' .. owner end
 local function size(member) return struct.unpack('>I4', member:sub(17, 20)) end
 local function bytes_of(owner) return tonumber(redis.call('ZSCORE', used, owner) or 0) end
+local function last(key, owner)
+  if redis.call('PTTL', key) == -1 then
+    redis.call('PEXPIRE', key, math.max(60000, redis.call('PTTL', account(owner))))
+  end
+end
 local function add(owner, bytes)
   for _, whose in ipairs({owner, 'total'}) do
     if tonumber(redis.call('ZINCRBY', used, string.format('%.0f', bytes), whose)) <= 0 then
       redis.call('ZREM', used, whose)
     end
   end
+  last(used, owner)
 end
 local function note_due(owner)
   local first = redis.call('ZRANGE', account(owner), 0, 0, 'WITHSCORES')
-  if first[2] then redis.call('ZADD', due, first[2], owner); return end
+  if first[2] then redis.call('ZADD', due, first[2], owner); last(due, owner); return end
   redis.call('ZREM', due, owner)
   add(owner, -bytes_of(owner))
 end

@@ -115,7 +115,8 @@ class SessionsService:
                 record, tokens=(), messages=(), fingerprint="", version=record.version + 1
             )
             await self._book.put(gone, certain=True)
-            await self._erase(record)
+            if not request.keep_kv:
+                await self._erase(record)
         return sessions.DeleteSessionResponse(found=True)
 
     async def _export(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x61stwest/v1/sessions.proto\x12\x0b\x65\x61stwest.v1\"C\n\x13ListSessionsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"S\n\x14ListSessionsResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.eastwest.v1.SessionSummary\x12\x0c\n\x04more\x18\x02 \x01(\x08\"u\n\x0eSessionSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x10\n\x08messages\x18\x03 \x01(\x03\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x01\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x15\n\rmodel_matches\x18\x06 \x01(\x08\"/\n\x11GetSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x94\x01\n\x12GetSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.eastwest.v1.SessionSummary\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x03\x12\x15\n\rstored_tokens\x18\x03 \x01(\x03\x12\'\n\x07workers\x18\x04 \x03(\x0b\x32\x16.eastwest.v1.SessionKv\".\n\tSessionKv\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"@\n\x12\x46orkSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06new_id\x18\x03 \x01(\t\"2\n\x14\x44\x65leteSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"&\n\x15\x44\x65leteSessionResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"2\n\x14\x45xportSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"%\n\x15\x45xportSessionResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x14ImportSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xd1\x03\n\x08Sessions\x12K\n\x04List\x12 .eastwest.v1.ListSessionsRequest\x1a!.eastwest.v1.ListSessionsResponse\x12\x46\n\x03Get\x12\x1e.eastwest.v1.GetSessionRequest\x1a\x1f.eastwest.v1.GetSessionResponse\x12\x44\n\x04\x46ork\x12\x1f.eastwest.v1.ForkSessionRequest\x1a\x1b.eastwest.v1.SessionSummary\x12O\n\x06\x44\x65lete\x12!.eastwest.v1.DeleteSessionRequest\x1a\".eastwest.v1.DeleteSessionResponse\x12O\n\x06\x45xport\x12!.eastwest.v1.ExportSessionRequest\x1a\".eastwest.v1.ExportSessionResponse\x12H\n\x06Import\x12!.eastwest.v1.ImportSessionRequest\x1a\x1b.eastwest.v1.SessionSummaryb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x61stwest/v1/sessions.proto\x12\x0b\x65\x61stwest.v1\"C\n\x13ListSessionsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"S\n\x14ListSessionsResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.eastwest.v1.SessionSummary\x12\x0c\n\x04more\x18\x02 \x01(\x08\"u\n\x0eSessionSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x10\n\x08messages\x18\x03 \x01(\x03\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x01\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x15\n\rmodel_matches\x18\x06 \x01(\x08\"/\n\x11GetSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x94\x01\n\x12GetSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.eastwest.v1.SessionSummary\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x03\x12\x15\n\rstored_tokens\x18\x03 \x01(\x03\x12\'\n\x07workers\x18\x04 \x03(\x0b\x32\x16.eastwest.v1.SessionKv\".\n\tSessionKv\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"@\n\x12\x46orkSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06new_id\x18\x03 \x01(\t\"C\n\x14\x44\x65leteSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07keep_kv\x18\x03 \x01(\x08\"&\n\x15\x44\x65leteSessionResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"2\n\x14\x45xportSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"%\n\x15\x45xportSessionResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x14ImportSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xd1\x03\n\x08Sessions\x12K\n\x04List\x12 .eastwest.v1.ListSessionsRequest\x1a!.eastwest.v1.ListSessionsResponse\x12\x46\n\x03Get\x12\x1e.eastwest.v1.GetSessionRequest\x1a\x1f.eastwest.v1.GetSessionResponse\x12\x44\n\x04\x46ork\x12\x1f.eastwest.v1.ForkSessionRequest\x1a\x1b.eastwest.v1.SessionSummary\x12O\n\x06\x44\x65lete\x12!.eastwest.v1.DeleteSessionRequest\x1a\".eastwest.v1.DeleteSessionResponse\x12O\n\x06\x45xport\x12!.eastwest.v1.ExportSessionRequest\x1a\".eastwest.v1.ExportSessionResponse\x12H\n\x06Import\x12!.eastwest.v1.ImportSessionRequest\x1a\x1b.eastwest.v1.SessionSummaryb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKSESSIONREQUEST']._serialized_start=564
   _globals['_FORKSESSIONREQUEST']._serialized_end=628
   _globals['_DELETESESSIONREQUEST']._serialized_start=630
-  _globals['_DELETESESSIONREQUEST']._serialized_end=680
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=682
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=720
-  _globals['_EXPORTSESSIONREQUEST']._serialized_start=722
-  _globals['_EXPORTSESSIONREQUEST']._serialized_end=772
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=774
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=811
-  _globals['_IMPORTSESSIONREQUEST']._serialized_start=813
-  _globals['_IMPORTSESSIONREQUEST']._serialized_end=877
-  _globals['_SESSIONS']._serialized_start=880
-  _globals['_SESSIONS']._serialized_end=1345
+  _globals['_DELETESESSIONREQUEST']._serialized_end=697
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=699
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=737
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=739
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=789
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=791
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=828
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=830
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=894
+  _globals['_SESSIONS']._serialized_start=897
+  _globals['_SESSIONS']._serialized_end=1362
 # @@protoc_insertion_point(module_scope)

@@ -79,12 +79,14 @@ class ForkSessionRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., id: _Optional[str] = ..., new_id: _Optional[str] = ...) -> None: ...
 
 class DeleteSessionRequest(_message.Message):
-    __slots__ = ("tenant", "id")
+    __slots__ = ("tenant", "id", "keep_kv")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_KV_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     id: str
-    def __init__(self, tenant: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
+    keep_kv: bool
+    def __init__(self, tenant: _Optional[str] = ..., id: _Optional[str] = ..., keep_kv: _Optional[bool] = ...) -> None: ...
 
 class DeleteSessionResponse(_message.Message):
     __slots__ = ("found",)

@@ -92,7 +92,8 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Forgets a session's tokens and messages. Idempotent. RESOURCE_EXHAUSTED while a request uses it.
+        """Forgets a session's tokens and messages, and erases its KV but for what another session of the
+        tenant begins with as well. Idempotent. RESOURCE_EXHAUSTED while a request uses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

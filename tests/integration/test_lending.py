@@ -276,7 +276,7 @@ async def test_bad_questions_have_typed_answers(tiny_model_dir: Path) -> None:
                 odd = wire.BlockChain(hashes=bytes(15))
                 odd.MergeFrom(good)
                 assert await ask(method, odd.SerializeToString()) is ErrorCode.INVALID_ARGUMENT
-                many = wire.BlockChain(hashes=bytes(16 * (info.num_blocks + 1)))
+                many = wire.BlockChain(hashes=bytes(HASH_BYTES * (info.num_blocks + 1)))
                 many.MergeFrom(good)
                 assert await ask(method, many.SerializeToString()) is ErrorCode.INVALID_ARGUMENT
                 assert await ask(method, b"\xff") is ErrorCode.INVALID_ARGUMENT

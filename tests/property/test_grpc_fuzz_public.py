@@ -42,7 +42,7 @@ TALKING = {
     "List": sessions_pb2.ListSessionsRequest(tenant="hostile", limit=2),
     "Get": sessions_pb2.GetSessionRequest(**OURS),
     "Fork": sessions_pb2.ForkSessionRequest(**OURS, new_id="t"),
-    "Delete": sessions_pb2.DeleteSessionRequest(**OURS),
+    "Delete": sessions_pb2.DeleteSessionRequest(tenant="hostile", id="s", keep_kv=True),
     "Export": sessions_pb2.ExportSessionRequest(**OURS),
     "Import": sessions_pb2.ImportSessionRequest(**OURS, data=b"EWSN"),
 }
