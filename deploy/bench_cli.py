@@ -73,6 +73,7 @@ JournalFile = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write an interactive page.")]
+PngFile = Annotated[Path | None, typer.Option("--png", help="Write a picture.")]
 RayAddress = Annotated[str | None, typer.Option(help="Live: a Ray cluster instead of a local one.")]
 
 
@@ -102,6 +103,7 @@ def split(
     journal: JournalFile = None,
     json_path: JsonFile = None,
     html_path: HtmlFile = None,
+    png_path: PngFile = None,
     config: ConfigPath = None,
     settings: Settings = None,
     ray_address: RayAddress = None,
@@ -126,28 +128,35 @@ def split(
         with writing(json_path):
             json_path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {json_path}", markup=False, soft_wrap=True)
-    if html_path is not None:
-        _write_page(Sweep.model_validate_json(json.dumps(tree)), told.title, html_path)
+    if html_path is not None or png_path is not None:
+        written = Sweep.model_validate_json(json.dumps(tree))
+        _write_reports(written, html_path, png_path)
 
 
 @bench_app.command()
 def report(
     sweep: Annotated[Path, typer.Argument(help="What 'bench split --json' has written.")],
-    html_path: Annotated[Path, typer.Option("--html", help="Where to write the page.")],
+    html_path: HtmlFile = None,
+    png_path: PngFile = None,
 ) -> None:
-    """Make the interactive page of a sweep that was written."""
+    """Make the interactive page, or the picture, of a sweep that was written."""
     from bench.split.written import read_sweep
 
-    _write_page(read_sweep(sweep), str(sweep), html_path)
+    if html_path is None and png_path is None:
+        raise ConfigError("nothing is to be written; allowed: --html FILE, --png FILE, or both")
+    _write_reports(read_sweep(sweep), html_path, png_path)
 
 
-def _write_page(sweep: Sweep, title: str, path: Path) -> None:
-    from deploy.split_report import html
+def _write_reports(sweep: Sweep, page: Path | None, picture: Path | None) -> None:
+    from deploy.split_report import html, png
 
-    page = html(sweep, title)
-    with writing(path):
-        path.write_text(page, encoding="utf-8")
-    console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    for path, make in ((page, html), (picture, png)):
+        if path is None:
+            continue
+        made = make(sweep)
+        with writing(path):
+            path.write_bytes(made if isinstance(made, bytes) else made.encode("utf-8"))
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 @bench_app.command("compare")

@@ -67,7 +67,7 @@ def frontier(sweep: Sweep, splits: Sequence[SweptSplit]) -> Figure:
     devices = sweep.devices or 1
     traces = []
     for split, look in _looks(splits):
-        points = [point for point in _first(split) if point.tpot_s[MEDIAN] > 0]
+        points = [point for point in first_runs(split) if point.tpot_s[MEDIAN] > 0]
         traces.append(look | {
             "x": [1 / point.tpot_s[MEDIAN] for point in points],
             "y": [point.tokens_per_s / devices for point in points],
@@ -83,7 +83,7 @@ def attained(sweep: Sweep, splits: Sequence[SweptSplit]) -> Figure:
     """The share of requests that kept both targets, by rate, and what so many leave open."""
     traces = []
     for split, look in _looks(splits):
-        points = _first(split)
+        points = first_runs(split)
         traces.append(look | {
             "x": [point.rate for point in points],
             "y": [point.attained for point in points],
@@ -156,7 +156,7 @@ def _looks(splits: Sequence[SweptSplit]) -> list[tuple[SweptSplit, Figure]]:
     return looked
 
 
-def _first(split: SweptSplit) -> list[Point]:
+def first_runs(split: SweptSplit) -> list[Point]:
     """The runs of the first seed, by rate; those that were broken off show no more than that."""
     runs = [point for point in split.runs().values() if not point.stopped]
     seed = min((point.seed for point in runs), default=0)

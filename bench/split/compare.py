@@ -87,7 +87,9 @@ def comparison(before: Sweep, after: Sweep) -> RenderableType:
     unlike = [Text(f"measured differently: {told}", style="yellow")
               for told in differences(before.measured, after.measured)]  # fmt: skip
     headline = Text(f"goodput of {len(compared)} splits: {', '.join(words)}", style="bold")
-    return Group(headline, *unlike, rows)
+    titles = dict.fromkeys((before.title, after.title))
+    measured = Text("; then ".join(titles), style="dim")
+    return Group(headline, measured, *unlike, rows)
 
 
 def _range(split: SweptSplit, within: float) -> tuple[float, float]:

@@ -58,6 +58,16 @@ class Sweep(BaseModel):
     splits: tuple[SweptSplit, ...]
 
     @property
+    def title(self) -> str:
+        """What was measured, in a line; says so where it was SIMULATED."""
+        if (simulated := self.measured.get("simulated")) is not None:
+            model, tp = self.measured.get("model"), self.measured.get("tp")
+            return f"SIMULATED: {model} on {simulated}, tp={tp}"
+        live = self.measured.get("live")
+        model = live.get("model") if isinstance(live, dict) else None
+        return f"live: {model.get('source') if isinstance(model, dict) else 'a deployment'}"
+
+    @property
     def within(self) -> float:
         """The factor to which rates were found."""
         within = self.measured.get("within")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     path = tmp_path / "plan.html"
-    path.write_text(html(a_sweep(), "a sweep"), encoding="utf-8")
+    path.write_text(html(a_sweep()), encoding="utf-8")
     return path
 
 

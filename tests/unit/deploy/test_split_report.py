@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from bench.split.written import Sweep, read_sweep
 from deploy.split_figures import figures
@@ -28,9 +29,9 @@ def test_figures_show_every_split_and_no_number_that_is_none() -> None:
 
 
 def test_the_page_is_one_file_with_its_text_escaped() -> None:
-    page = html(a_sweep(model="<script>alert(1)</script>"), "a <b>title</b>")
+    page = html(a_sweep(model="<script>alert(1)</script>", simulated="h100:2", tp=1))
     assert "<script>alert(1)" not in page
-    assert "a &lt;b&gt;title" in page
+    assert "SIMULATED: &lt;script&gt;alert(1)" in page
     assert "default-src 'none'" in page
     assert "no rate kept the targets" in page
 
@@ -40,7 +41,7 @@ def test_a_sweep_without_anything_that_held_has_a_page() -> None:
     none = [split.model_copy(update={"goodput": 0.0, "goodput_by_seed": (0.0,)})
             for split in sweep.splits]  # fmt: skip
     verdict = sweep.verdict.model_copy(update={"best": None, "headline": "nothing held"})
-    page = html(sweep.model_copy(update={"splits": tuple(none), "verdict": verdict}), "none")
+    page = html(sweep.model_copy(update={"splits": tuple(none), "verdict": verdict}))
     assert "nothing held" in page
 
 
@@ -55,6 +56,13 @@ def test_the_command_makes_a_page_of_what_was_written(
     )
     assert (code, "wrote" in out) == (0, True)
     assert page.read_text().startswith("<!doctype html>")
+    drawn = tmp_path / "sweep.png"
+    assert (
+        eastwest(monkeypatch, capsys, "bench", "report", str(written), "--png", str(drawn))[0] == 0
+    )
+    assert imread(drawn).shape[:2] == (900, 1600)
+    code, _, err = eastwest(monkeypatch, capsys, "bench", "report", str(written))
+    assert (code, "--png FILE" in err) == (1, True)
     code, _, err = eastwest(
         monkeypatch, capsys, "bench", "report", str(written), "--html", "/none/x.html"
     )
