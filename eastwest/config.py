@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from eastwest.clock import DURATION_MAX_S
 from eastwest.errors import ConfigError
@@ -157,7 +157,7 @@ class StoreConfig(Section):
     tenant_bytes: int | None = Field(
         None, ge=1, description="most bytes of KV of one tenant; none: as the share says"
     )
-    tenant_quotas: dict[str, int] = Field(
+    tenant_quotas: dict[str, PositiveInt] = Field(
         {}, description="most bytes of KV by tenant, instead of both"
     )
     sweep_s: Seconds = Field(
