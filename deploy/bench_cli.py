@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.command import INTERRUPTED, ConfigPath, Settings, configured, run
+from deploy.page import required
 from deploy.terminal import console, errors
 from deploy.writing import writing
 from eastwest.config import Config
@@ -114,6 +115,10 @@ def split(
     from bench.split.written import Sweep
 
     _check(share, requests, seeds, within)
+    # Before the sweep, which takes its time.
+    for path, module in ((html_path, "plotly.offline"), (png_path, "matplotlib")):
+        if path is not None:
+            required(module, f"{path}")
     slo = Slo(duration_s(ttft, "--ttft", 1e-3, 3600.0), duration_s(tpot, "--tpot", 1e-4, 10.0))
     lengths = {"isl": float(isl), "osl": float(osl), "spread": spread, "burstiness": burstiness}
     sweep = _Sweep(slo, Rules(share, seeds, 1.0, 1 + within), requests, lengths, trace, journal)
